@@ -1,0 +1,391 @@
+"""What containers cost: pushes and wakes in single-host mode, beside `docker build` and `docker run` by hand.
+
+    python -m benchmarks.containers [--rounds N] [--app plain|gradio] [--only ROW …] [--set egress_allow=ADDRESS]
+
+The platform runs with its own Redis and the engine that DOCKER_HOST (or the default socket) names. "Own start" is
+`docker run` of the same image with the same command by hand, until the app answers at the container's address: the
+engine's own part of a start is in both. Runs are taken in turn, so that a busy machine disturbs both; the best counts,
+the median of the differences is told beside it. What is missing on this machine is named, and its rows are skipped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import contextlib
+import http.client
+import json
+import math
+import statistics
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks._rig import Platform, Repo, free_port, until, workplace
+from benchmarks._services import ENGINE, Missing, docker, need_engine, redis
+from benchmarks.deploys import App, Pairs
+
+ASK_SECONDS = 0.002
+MANY = 25
+"""Sleeping apps that are visited together."""
+THAWS = 100
+HOG = """FROM {base}
+RUN python3 -c "\\
+import os, time; end = time.monotonic() + {seconds}; pids = []\\n\\
+for n in range(8):\\n\\
+    pid = os.fork()\\n\\
+    if pid == 0:\\n\\
+        held = []\\n\\
+        while time.monotonic() < end:\\n\\
+            if len(held) < 100: held.append(bytearray(1 << 24))\\n\\
+        os._exit(0)\\n\\
+    pids.append(pid)\\n\\
+[os.waitpid(pid, 0) for pid in pids]"
+"""
+
+
+@dataclass(frozen=True)
+class Image:
+    """A Space's newest image, and how its app is started in it."""
+
+    id: str
+    argv: list[str]
+    port: int
+
+
+class Bench:
+    def __init__(self, platform: Platform, app: App, rounds: int) -> None:
+        self.platform, self.app, self.rounds = platform, app, rounds
+
+    # --- pushes ------------------------------------------------------------------------------------------------------
+    def prepare(self) -> Repo:
+        repo = self.app.repo("code")
+        live = self.platform.push_until_live(repo, "code", self.app.change(repo))
+        print(f"first push of all, nothing cached: {live.seconds:.2f} s")
+        return repo
+
+    def code_only(self, repo: Repo) -> list[dict[str, Any]]:
+        """Against own start, and against a Dockerfile that installs after it copies, rebuilt and run by hand."""
+        pairs, hand = Pairs(), Pairs()
+        folder = self._by_hand_folder()
+        for _ in range(self.rounds):
+            self.platform.settle("code")
+            live = self.platform.push_until_live(repo, "code", self.app.change(repo))
+            self.platform.settle("code")
+            self._both(pairs, live.seconds, "code")
+            rebuilt = self._by_hand(folder, repo)
+            print(f"  by hand {rebuilt:.3f} s")
+            hand.add(live.seconds, rebuilt)
+        return [
+            pairs.row("containers: push to live, code-only change", 1.0, "docker run of that image by hand"),
+            _ratio("containers: code-only change, of docker build + docker run by hand", hand),
+        ]
+
+    def second_space(self, _: Repo) -> list[dict[str, Any]]:
+        pairs, hand = Pairs(), Pairs()
+        folder = self._by_hand_folder()
+        for n in range(self.rounds):
+            repo = self.app.repo(f"second-{n}")
+            live = self.platform.push_until_live(repo, repo.folder.name, self.app.change(repo))
+            self.platform.settle(repo.folder.name)
+            self._both(pairs, live.seconds, repo.folder.name)
+            hand.add(live.seconds, self._by_hand(folder, repo))
+            self._pause(repo.folder.name)
+        return [
+            pairs.row("containers: second Space with the same requirements", 1.5, "docker run of that image by hand"),
+            _ratio("containers: second Space, of docker build + docker run by hand", hand),
+        ]
+
+    def _by_hand_folder(self) -> Path:
+        folder = self.platform.folder / "by-hand"
+        folder.mkdir(exist_ok=True)
+        return folder
+
+    def _by_hand(self, folder: Path, repo: Repo) -> float:
+        """What a buildpack does: copy the code, install what it asks for (from a warm cache), start it."""
+        image = self.image("code")
+        requirements = "gradio" if self.app.kind == "gradio" else "httpx"
+        base = self.environment_base(image)
+        lines = [
+            f"FROM {base}", "WORKDIR /home/user/app", "COPY app.py .",
+            "RUN --mount=type=cache,target=/tmp/cache,uid=1000 "
+            "--mount=type=secret,id=ca,target=/tmp/ca.crt "
+            "UV_CACHE_DIR=/tmp/cache SSL_CERT_FILE=/tmp/ca.crt "
+            f"uv venv -q --clear /tmp/env && UV_CACHE_DIR=/tmp/cache SSL_CERT_FILE=/tmp/ca.crt "
+            f"uv pip install -q --python /tmp/env/bin/python {requirements}",
+            "ENV PATH=/tmp/env/bin:$PATH",
+        ]  # fmt: skip
+        (folder / "Dockerfile").write_text("\n".join(lines) + "\n")
+        (folder / "app.py").write_text((repo.folder / "app.py").read_text())
+        began = time.monotonic()
+        secret = ["--secret", f"id=ca,src={_ca()}"]
+        docker("build", "-q", "-t", "spaces-bench/by-hand", *secret, str(folder))
+        built = time.monotonic() - began
+        return built + own_start(Image("spaces-bench/by-hand", image.argv, image.port))
+
+    def environment_base(self, image: Image) -> str:
+        """The runtime image that builds start from, as the catalogue names it."""
+        import runtime_images
+
+        return runtime_images.image_ref(runtime_images.load(), "python-build")
+
+    # --- wakes -------------------------------------------------------------------------------------------------------
+    def wake_frozen(self, _: Repo) -> list[dict[str, Any]]:
+        host, times = self.platform.host("code"), []
+        for _n in range(THAWS if self.rounds > 2 else 20):
+            self._fall_asleep("code")
+            times.append(self._first_byte(host))
+        times.sort()
+        p50, p99 = statistics.median(times) * 1000, times[math.ceil(0.99 * len(times)) - 1] * 1000
+        print(f"  {len(times)} wakes from frozen: p50 {p50:.1f} ms, p99 {p99:.1f} ms")
+        return [_row("containers: wake from frozen, first byte, p99", p99, "ms", at_most=100.0)]
+
+    def wake_stopped(self, _: Repo) -> list[dict[str, Any]]:
+        pairs, host = Pairs(), self.platform.host("code")
+        for _n in range(self.rounds):
+            self._fall_asleep("code")
+            took = self._first_byte(host)
+            self.platform.settle("code")
+            self._both(pairs, took, "code")
+        return [pairs.row("containers: wake from stopped, first byte", 0.5, "docker run of that image by hand")]
+
+    def together_frozen(self, _: Repo) -> list[dict[str, Any]]:
+        names = self._many()
+        best = min(self._visit_all(names) for _ in range(max(2, self.rounds // 2)))
+        return [_row(f"containers: {MANY} frozen apps visited together", best, "s", at_most=1.0)]
+
+    def together_stopped(self, _: Repo) -> list[dict[str, Any]]:
+        names = self._many()
+        best = min(self._visit_all(names) for _ in range(max(2, self.rounds // 2)))
+        hand = min(self._start_all(names, workers) for workers in (2, 4, 8, MANY))
+        print(f"  all stopped: {best:.2f} s; by hand at the best parallelism {hand:.2f} s")
+        return [_row(f"containers: {MANY} stopped apps visited together, of by hand", best / hand, "x", at_most=1.3)]
+
+    def _many(self) -> list[str]:
+        names = [f"many-{n}" for n in range(MANY)]
+        for name in names:
+            one = self.app.repo(name)
+            self.platform.push_until_live(one, name, self.app.change(one))
+        return names
+
+    def _visit_all(self, names: list[str]) -> float:
+        hosts = [self.platform.host(name) for name in names]
+        for name in names:
+            self._fall_asleep(name)
+        with concurrent.futures.ThreadPoolExecutor(MANY) as pool:
+            began = time.monotonic()
+            codes = list(pool.map(lambda host: _visit(self.platform.port, host), hosts))
+            took = time.monotonic() - began
+        if set(codes) != {200}:
+            raise RuntimeError(f"visits got {sorted(set(codes))}")
+        return took
+
+    def _start_all(self, names: list[str], workers: int) -> float:
+        images = [self.image(name) for name in names]
+        with contextlib.ExitStack() as stack, concurrent.futures.ThreadPoolExecutor(workers) as pool:
+            began = time.monotonic()
+            for one in pool.map(_started, images):
+                stack.callback(docker, "rm", "-f", one)
+            return time.monotonic() - began
+
+    # --- neighbours --------------------------------------------------------------------------------------------------
+    def noisy_build(self, _: Repo) -> list[dict[str, Any]]:
+        """A build that takes all the memory and processor it can, beside visits of an app that runs."""
+        host = self.platform.host("code")
+        self._first_byte(host)
+        idle = _p99(self.platform.port, host, 10.0)
+        noisy = Repo(self.app.folder / f"noisy-{time.monotonic_ns()}")
+        noisy.write("README.md", "---\ntitle: noisy\nsdk: docker\napp_port: 7860\n---\n")
+        noisy.write("Dockerfile", HOG.format(base=self.environment_base(self.image("code")), seconds=25))
+        noisy.commit()
+        noisy.push(f"http://x:{self.platform.token}@127.0.0.1:{self.platform.port}/spaces/admin/noisy")
+        until(lambda: "RUN python3" in "\n".join(self.platform.build_log("noisy")), "the noisy build is under way", 60)
+        busy = _p99(self.platform.port, host, 10.0)
+        self.platform.api("POST", "/api/spaces/admin/noisy/pause")
+        print(f"  p99 idle {idle * 1000:.2f} ms, beside the build {busy * 1000:.2f} ms")
+        return [_row("containers: gateway p99 beside a greedy build, of idle", busy / idle, "x", at_most=1.3)]
+
+    # --- inside ------------------------------------------------------------------------------------------------------
+    def image(self, name: str) -> Image:
+        with self.platform.database() as db:
+            query = "SELECT b.artifact, b.plan FROM build b JOIN space s ON s.id = b.space_id"
+            where = " WHERE s.name = ? AND b.artifact IS NOT NULL ORDER BY b.id DESC"
+            artifact, plan = db.execute(query + where, (name,)).fetchone()
+        run = json.loads(plan)["run"]
+        return Image(artifact.removeprefix("image:"), list(run["argv"]), int(run["app_port"]))
+
+    def _fall_asleep(self, name: str) -> None:
+        """Frozen, or stopped where this platform keeps no frozen apps."""
+        self.platform.settle(name)
+        self.platform.sleep(name)
+
+    def _pause(self, name: str) -> None:
+        self.platform.api("POST", f"/api/spaces/admin/{name}/pause")
+
+    def _first_byte(self, host: str) -> float:
+        began = time.monotonic()
+        status = _visit(self.platform.port, host)
+        if status != 200:
+            raise RuntimeError(f"the visit that woke {host} got {status}")
+        return time.monotonic() - began
+
+    def _both(self, pairs: Pairs, ours: float, name: str) -> None:
+        own = own_start(self.image(name))
+        print(f"  ours {ours:6.3f} s, by hand {own:6.3f} s, above {ours - own:+.3f} s")
+        pairs.add(ours, own)
+
+
+def _visit(port: int, host: str, timeout: float = 120.0) -> int:
+    """The status at the first byte of the answer."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)
+    try:
+        connection.request("GET", "/", headers={"Host": host, "Accept": "*/*"})
+        answer = connection.getresponse()
+        answer.read(1)
+        return answer.status
+    finally:
+        connection.close()
+
+
+def own_start(image: Image) -> float:
+    """Seconds from `docker run` by hand to the app's first answer below 500 at the container's address."""
+    began = time.monotonic()
+    container = _started(image)
+    took = time.monotonic() - began
+    docker("rm", "-f", container)
+    return took
+
+
+def _started(image: Image) -> str:
+    env = [f"--env={name}={value.replace('{PORT}', str(image.port))}" for name, value in _ENV.items()]
+    argv = [word.replace("{PORT}", str(image.port)) for word in image.argv]
+    container = docker("run", "-d", "--init", *env, image.id, *argv).strip()
+    address = docker("inspect", "-f", "{{.NetworkSettings.IPAddress}}", container).strip()
+    end = time.monotonic() + 120
+    while not _answers(address, image.port):
+        if time.monotonic() > end:
+            raise RuntimeError(f"{image.id} does not answer: {docker('logs', container)[-500:]}")
+        time.sleep(ASK_SECONDS)
+    return container
+
+
+_ENV = {"PORT": "{PORT}", "GRADIO_SERVER_NAME": "0.0.0.0", "GRADIO_SERVER_PORT": "{PORT}", "PYTHONUNBUFFERED": "1"}
+
+
+def _answers(address: str, port: int) -> bool:
+    connection = http.client.HTTPConnection(address, port, timeout=60)
+    try:
+        connection.request("GET", "/")
+        return connection.getresponse().status < 500
+    except OSError:
+        return False
+    finally:
+        connection.close()
+
+
+def _p99(port: int, host: str, seconds: float, rate: int = 200) -> float:
+    """Of the answers to `rate` requests a second on 8 kept connections, sent on time whatever the answers do."""
+    times: list[float] = []
+    lock, end = threading.Lock(), time.monotonic() + seconds
+
+    def visitor(number: int) -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+        due = time.monotonic() + number / rate
+        while due < end:
+            time.sleep(max(0.0, due - time.monotonic()))
+            connection.request("GET", "/", headers={"Host": host, "Accept": "*/*"})
+            connection.getresponse().read()
+            with lock:
+                times.append(time.monotonic() - due)
+            due += 8 / rate
+        connection.close()
+
+    threads = [threading.Thread(target=visitor, args=(n,)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    times.sort()
+    return times[math.ceil(0.99 * len(times)) - 1]
+
+
+def _ratio(what: str, pairs: Pairs) -> dict[str, Any]:
+    times = min(pairs.bare) / min(pairs.ours)
+    return _row(f"{what}, times faster", times, "x", at_least=2.0)
+
+
+def _row(what: str, value: float, unit: str, *, at_most: float = 0.0, at_least: float = 0.0) -> dict[str, Any]:
+    reached = value <= at_most if at_most else value >= at_least
+    target = f"<= {at_most:g}" if at_most else f">= {at_least:g}"
+    return {"what": what, "value": round(value, 3), "unit": unit, "target": target, "reached": reached}
+
+
+def _ca() -> str:
+    """The certificates that this machine trusts."""
+    import ssl
+
+    return ssl.get_default_verify_paths().cafile or "/etc/ssl/certs/ca-certificates.crt"
+
+
+KEPT: dict[str, Callable[[Bench, Repo], list[dict[str, Any]]]] = {
+    "code_only": Bench.code_only,
+    "second_space": Bench.second_space,
+    "wake_frozen": Bench.wake_frozen,
+    "together_frozen": Bench.together_frozen,
+    "noisy_build": Bench.noisy_build,
+}
+STOPPED: dict[str, Callable[[Bench, Repo], list[dict[str, Any]]]] = {
+    "wake_stopped": Bench.wake_stopped,
+    "together_stopped": Bench.together_stopped,
+}
+"""Rows of a platform that keeps no frozen apps."""
+
+
+@contextlib.contextmanager
+def _platform(folder: Path, extra: dict[str, str]) -> Iterator[Platform]:
+    with redis(folder, free_port()) as url:
+        settings = {"mode": "single-host", "redis": url, "docker": ENGINE, "ca_bundle": _ca(), **extra}
+        with Platform(folder, settings=settings) as platform:
+            yield platform
+
+
+def measure(app: str, rounds: int, only: tuple[str, ...], given: dict[str, str]) -> list[dict[str, Any]]:
+    print(f"Docker Engine {need_engine()}")
+    rows = []
+    for group, extra in ((KEPT, {}), (STOPPED, {"frozen_mb": "0"})):
+        names = [name for name in group if name in only]
+        if not names:
+            continue
+        with workplace() as folder, _platform(folder, {**given, **extra}) as platform:
+            bench = Bench(platform, App(app, folder / "repos"), rounds)
+            repo = bench.prepare()
+            for name in names:
+                print(f"{name} ({app}):")
+                rows += [{**row, "what": f"{row['what']} ({app})"} for row in group[name](bench, repo)]
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--app", choices=("plain", "gradio"), default="plain")
+    parser.add_argument("--only", nargs="*", default=[*KEPT, *STOPPED], choices=[*KEPT, *STOPPED])
+    parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="settings of the platform")
+    given = parser.parse_args()
+    try:
+        settings = dict(one.split("=", 1) for one in given.set)
+        rows = measure(given.app, given.rounds, tuple(given.only), settings)
+    except Missing as missing:
+        print(f"skipped, for want of {missing}")
+        rows = [
+            {"what": "containers", "value": None, "unit": "", "target": "", "reached": None, "skipped": [str(missing)]}
+        ]
+    for row in rows:
+        print(json.dumps(row))
+
+
+if __name__ == "__main__":
+    main()

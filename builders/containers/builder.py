@@ -1,0 +1,126 @@
+"""DockerBuilder: plans become container images, built by BuildKit within limits, scanned and recorded.
+
+Owns: which images exist, and removing and pruning them. Does not own: one build from beginning to end (`job`), records
+(`records`). Invariant: an image gets its tag, and a record, only after all else succeeded, so a build that is killed at
+any moment leaves nothing that `exists`; nothing that has a record is pruned.
+
+References: `image:sha256:<id>` in the engine, or `image:<registry>/<repository>@sha256:<digest>` where there is one.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import time
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+
+from builders.containers import client, limits
+from builders.containers.engine import TAGS, EngineApi
+from builders.containers.job import PREFIX, Job, Silent
+from builders.containers.options import Options
+from builders.containers.records import Records
+from builders.layout import owner_key
+from builders.types import NO_INPUTS, Artifact, BuildError, BuildInputs, BuildLog, BuildPlan, Phase, SourceTree
+
+LEFTOVER_SECONDS = 3600
+"""Age from which an image without a record is what a killed build left."""
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+
+
+class DockerBuilder:
+    """The Builder of machines with a Docker engine. Safe to use from several threads and processes at once.
+
+    `root` is its folder. Raises ClientMissing where no docker command can use BuildKit.
+    """
+
+    def __init__(self, root: Path, options: Options) -> None:
+        self.options = options
+        self.records = Records(root)
+        self.engine = EngineApi(options.engine)
+        self.client = client.find(options.client)
+
+    @cached_property
+    def machine(self) -> limits.Engine:
+        """The engine's machine. Raises BuilderUnavailable."""
+        return limits.Engine(Path(str(self.engine.info()["DockerRootDir"])))
+
+    @cached_property
+    def platform(self) -> str:
+        info = self.engine.info()
+        names = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm"}
+        return f"{info['OSType']}/{names.get(info['Architecture'], info['Architecture'])}"
+
+    # --- Builder ---------------------------------------------------------------------------------------------------
+    def exists(self, artifact_ref: str) -> bool:
+        ref = _name(artifact_ref)
+        if ref is None:
+            return False
+        image = self.engine.image(ref)
+        if image is None:
+            return "@" in ref and self.engine.in_registry(ref)
+        return "@" in ref or any(tag.startswith(f"{TAGS}:") for tag in image.tags)
+
+    def build(
+        self,
+        plan: BuildPlan,
+        source: SourceTree,
+        *,
+        owner: str,
+        log: BuildLog,
+        cancelled: Callable[[], bool],
+        inputs: BuildInputs = NO_INPUTS,
+    ) -> Artifact:
+        if plan.needs_container:
+            raise BuildError("needs_container", f"{plan.needs_container[0]}.", "Plan it again.", plan.needs_container)
+        job = Job(self, plan, source, owner_key(owner), inputs, log, cancelled)
+        with self.records.alone(job.key, cancelled, job.tell_waiting):
+            record = self.records.find(job.key)
+            if record is not None and self.exists(record.ref):
+                log.phase(Phase.SEALING, "already built")
+                sbom_text, text = self.records.papers(job.key)
+                return Artifact(record.ref, record.lock, 0, True, sbom_text, text)
+            with self.records.work(job.key) as work:
+                return job.build(work)
+
+    def remove(self, artifact_ref: str) -> None:
+        for key, record in list(self.records.all()):
+            if record.ref == artifact_ref:
+                self.records.drop(key)
+        ref = _name(artifact_ref)
+        image = self.engine.image(ref) if ref is not None else None
+        if image is None:
+            return
+        for tag in image.tags:
+            if tag.startswith(f"{TAGS}:") or (self.options.registry and tag.startswith(f"{self.options.registry}/")):
+                self.engine.remove(tag)
+
+    def prune(self) -> int:
+        """Leftovers of killed builds, and BuildKit's cache beyond its bound. No image that has a record."""
+        self.records.sweep()
+        known = {record.image for _, record in self.records.all()}
+        before = time.time() - LEFTOVER_SECONDS
+        for id, tags, created, _key in list(self.engine.ours()):
+            if id not in known and created < before:
+                for name in tags or (id,):
+                    self.engine.remove(name)
+        return self.engine.prune_cache(self.options.cache_bytes)
+
+    def free_disk(self) -> int:
+        free = self.records.free()
+        root = self.machine.root
+        return min(free, shutil.disk_usage(root).free) if root.is_dir() else free
+
+    def dockerfile(self, plan: BuildPlan, source: SourceTree, owner: str, inputs: BuildInputs = NO_INPUTS) -> str:
+        """What BuildKit would be given. Raises BuildError."""
+        job = Job(self, plan, source, owner_key(owner), inputs, Silent(), lambda: False)
+        return job.text().text
+
+
+def _name(artifact_ref: str) -> str | None:
+    """What the engine calls an artifact; None for a reference of another kind."""
+    name = artifact_ref.removeprefix(PREFIX)
+    if not artifact_ref.startswith(PREFIX):
+        return None
+    return name if _DIGEST.fullmatch(name) or _DIGEST.fullmatch(name.rpartition("@")[2]) else None

@@ -1,0 +1,177 @@
+"""Names, addresses and packets: do visitors find the apps, and can apps be fenced in.
+
+Owns names, the public certificate, forwarding and the packet filter. Judges are pure; `check_…` gather within SECONDS.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import socket
+import ssl
+import subprocess
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from spaces_platform.cli.doctor.check import Check, fail, ok, warn
+from spaces_platform.settings import Settings
+
+SECONDS = 5.0
+RENEW_DAYS = 14
+"""Proxies renew a certificate of 90 days a month before its end: with less left, renewing fails."""
+
+
+# --- names --------------------------------------------------------------------------------------
+def check_names(settings: Settings) -> Check:
+    """Whether the platform's own name and that of any app lead to the same machine."""
+    if settings.domain == "localhost":
+        return judge_localhost(addresses("name-check.localhost"))
+    label = f"spaces-check-{secrets.token_hex(4)}"
+    host = urlsplit(settings.url).hostname or "localhost"
+    with ThreadPoolExecutor(2) as pool:
+        own, app = pool.map(addresses, (host, f"{label}.{settings.domain}"))
+    return judge_names(host, own, settings.domain, app)
+
+
+def addresses(host: str) -> frozenset[str]:
+    """What the system's resolver says; empty for a name that it does not know."""
+    try:
+        return frozenset(str(found[4][0]) for found in socket.getaddrinfo(host, 443, type=socket.SOCK_STREAM))
+    except (socket.gaierror, UnicodeError):
+        return frozenset()
+
+
+def judge_localhost(found: frozenset[str]) -> Check:
+    if found:
+        return ok("names", "*.localhost is this machine")
+    fix = "Browsers know it by themselves. Without TLS, each app also has an address of 127.64.0.0/10 for others."
+    return warn("names", "*.localhost is unknown to this machine's resolver", fix)
+
+
+def judge_names(host: str, own: frozenset[str], domain: str, app: frozenset[str]) -> Check:
+    if not own:
+        return fail(
+            "names", f"{host} is not found", f"Make an A (and AAAA) record of {host} with this machine's address."
+        )
+    if not app:
+        fix = f"Make a wildcard record: *.{domain} with the same address as {host}. Every app has a name below it."
+        return fail("names", f"names below {domain} are not found", fix)
+    if not own & app:
+        fix = f"Point *.{domain} and {host} to the same machine, unless a load balancer of yours does that behind them."
+        return warn("names", f"{host} is {_some(own)}, *.{domain} is {_some(app)}", fix)
+    return ok("names", f"{host} and *.{domain} are {_some(own)}")
+
+
+def _some(found: frozenset[str]) -> str:
+    return ", ".join(sorted(found)[:3])
+
+
+# --- the certificate ----------------------------------------------------------------------------
+def check_certificate(settings: Settings) -> Check:
+    """Whether a browser would believe the platform's own address."""
+    parts = urlsplit(settings.url)
+    host, port = parts.hostname or "localhost", parts.port or 443
+    try:
+        with (
+            socket.create_connection((host, port), timeout=SECONDS) as plain,
+            ssl.create_default_context().wrap_socket(plain, server_hostname=host) as secured,
+        ):
+            until = ssl.cert_time_to_seconds(str((secured.getpeercert() or {})["notAfter"]))
+    except ssl.SSLCertVerificationError as exc:
+        return judge_untrusted(host, exc.verify_message)
+    except OSError as exc:
+        fix = "Start the proxy that holds the certificates, and open port 443 to it; see docs/single-host.md."
+        return fail("certificate", f"no TLS at {host}:{port}: {exc}", fix)
+    return judge_certificate(host, (until - time.time()) / 86400)
+
+
+def judge_untrusted(host: str, reason: str) -> Check:
+    if "self-signed" in reason or "self signed" in reason or "issuer" in reason:
+        fix = "Give its authority's certificate to visitors' machines and to SPACES_CA_BUNDLE, or use ACME."
+        return warn("certificate", f"of {host} is from an authority that this machine does not know", fix)
+    return fail("certificate", f"of {host}: {reason}", "See the proxy's log for why it has no better one.")
+
+
+def judge_certificate(host: str, days: float) -> Check:
+    if days < RENEW_DAYS:
+        fix = "It should have been renewed: see the proxy's log; port 80 or 443 must be open to the authority."
+        return warn("certificate", f"of {host} ends in {max(0, int(days))} days", fix)
+    return ok("certificate", f"of {host}, {int(days)} days left")
+
+
+# --- packets ------------------------------------------------------------------------------------
+@dataclass(frozen=True, slots=True)
+class FilterFacts:
+    program: str | None
+    is_root: bool
+    chains: tuple[str, ...] = ()
+    error: str = ""
+    forwards: bool = True
+    """net.ipv4.ip_forward."""
+
+
+def check_filter() -> Check:
+    program = shutil.which("iptables", path=os.pathsep.join((*os.get_exec_path(), "/usr/sbin", "/sbin")))
+    is_root = os.geteuid() == 0
+    forward = Path("/proc/sys/net/ipv4/ip_forward")
+    forwards = not forward.exists() or forward.read_text().strip() == "1"
+    if program is None or not is_root:
+        return judge_filter(FilterFacts(program, is_root, forwards=forwards))
+    done = subprocess.run([program, "-w", "3", "-S"], capture_output=True, text=True, timeout=SECONDS + 3, check=False)
+    chains = chains_of(done.stdout.splitlines())
+    return judge_filter(FilterFacts(program, is_root, chains, done.stderr.strip() if done.returncode else "", forwards))
+
+
+def chains_of(lines: Sequence[str]) -> tuple[str, ...]:
+    """Names of the chains in the output of `iptables -S`. Pure."""
+    return tuple(line.split()[1] for line in lines if line.startswith(("-N ", "-P ")))
+
+
+def judge_filter(facts: FilterFacts) -> Check:
+    name = "packet filter"
+    if facts.program is None:
+        return fail(name, "iptables is not installed", "Apps cannot be fenced in without it: apt install iptables")
+    if not facts.is_root:
+        return warn(name, "cannot be seen without root", "Run `spaces doctor` as the user that runs the platform.")
+    if facts.error:
+        fix = "The kernel needs ip_tables or nf_tables, and the process CAP_NET_ADMIN."
+        return fail(name, f"iptables does not answer: {facts.error[:160]}", fix)
+    if not facts.forwards:
+        return fail(name, "net.ipv4.ip_forward is 0", "Containers have no network: sysctl -w net.ipv4.ip_forward=1")
+    if "DOCKER-USER" not in facts.chains:
+        fix = 'The engine must keep them: remove "iptables": false from /etc/docker/daemon.json, and restart it.'
+        return fail(name, "the engine's chain DOCKER-USER is missing", fix)
+    return ok(name, "iptables, with the engine's chains")
+
+
+# --- volumes ------------------------------------------------------------------------------------
+@dataclass(frozen=True, slots=True)
+class VolumeFacts:
+    is_root: bool
+    has_loop: bool
+    has_mkfs: bool
+
+
+def check_volumes() -> Check:
+    paths = os.pathsep.join((*os.get_exec_path(), "/usr/sbin", "/sbin"))
+    has_mkfs = shutil.which("mkfs.ext4", path=paths) is not None
+    return judge_volumes(VolumeFacts(os.geteuid() == 0, Path("/dev/loop-control").exists(), has_mkfs))
+
+
+def judge_volumes(facts: VolumeFacts) -> Check:
+    if facts.is_root and facts.has_loop and facts.has_mkfs:
+        return ok("volumes", "sized file systems on loop devices")
+    if not facts.is_root:
+        return warn(
+            "volumes", "without root their size is not limited", "Run the platform as root, or set SPACES_VOLUME_MB=0."
+        )
+    if not facts.has_loop:
+        return warn(
+            "volumes", "no loop devices: their size is not limited", "Load the kernel's loop module: modprobe loop"
+        )
+    return warn("volumes", "mkfs.ext4 is missing: their size is not limited", "Install it: apt install e2fsprogs")

@@ -1,0 +1,315 @@
+"""What a hostile build cannot do: keep secrets in an image, use more than it may, reach what is not its own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from builders.types import BuildError, BuildInputs
+from spaces_platform.adapters.docker.fence import build_fence
+from spaces_platform.adapters.docker.settings import DockerSettings
+from tests.builders.conftest import Log
+from tests.containers.builds import BASE, LIMITS, Builds, builds_on, in_thread, ours
+from tests.containers.test_build_images import wait_until
+from tests.services.engine import copy_image, own_engine
+
+SECRET = "s3cr3t-of-ada-0123456789"
+GIVEN = BuildInputs("ada/app", "c", secrets={"TOKEN": SECRET, "SHORT": "abc"})
+MOUNT = "RUN --mount=type=secret,id=TOKEN,required=true"
+BRIDGE, GATEWAY = "spbuild0", "10.214.77.1"
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="limits and fences are put up by root")
+
+
+@pytest.fixture
+def builds(engine_url: str, tmp_path: Path) -> Iterator[Builds]:
+    with builds_on(tmp_path, engine_url) as made:
+        yield made
+
+
+def refused(builds: Builds, text: str, inputs: BuildInputs = GIVEN) -> BuildError:
+    log = Log()
+    with pytest.raises(BuildError) as caught:
+        builds.dockerfile(text, inputs=inputs, log=log)
+    shown = " ".join([*log.lines, caught.value.cause, caught.value.fix, *caught.value.evidence])
+    assert SECRET not in shown
+    return caught.value
+
+
+# --- secrets -------------------------------------------------------------------------------------------------------
+def test_a_secret_is_a_file_in_one_step_and_nowhere_else(builds: Builds) -> None:
+    log = Log()
+    seen: list[str] = []
+    stop = threading.Event()
+    watcher = in_thread(lambda: watch_command_lines(seen, stop))
+    artifact = builds.dockerfile(
+        f"{MOUNT} wc -c < /run/secrets/TOKEN > /size && cat /run/secrets/TOKEN && sleep 0.3\n"
+        "RUN ls -A /run/secrets > /left 2>&1 || true\n",
+        inputs=GIVEN,
+        log=log,
+    )
+    stop.set()
+    watcher.join(5)
+    assert builds.run(artifact, "cat", "/size") == f"{len(SECRET)}\n"
+    assert "***" in log.lines
+    assert any("docker" in line and "build" in line for line in seen)
+    assert not [line for line in seen if SECRET in line]
+    said = [*log.lines, artifact.dockerfile, artifact.sbom, str(builds.inspect(artifact))]
+    said.append(str(builds.docker.api.history(artifact.ref.removeprefix("image:"))))
+    assert SECRET not in " ".join(said)
+    kept = [path for path in (builds.root / "images").rglob("*") if path.is_file()]
+    assert kept
+    assert not [path for path in kept if SECRET.encode() in path.read_bytes()]
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        (f"{MOUNT} (echo one; cat /run/secrets/TOKEN) > /home/.env\n", "home/.env, line 2"),
+        (f"{MOUNT} base64 -w0 < /run/secrets/TOKEN > /kept\n", "kept, line 1"),
+        (f'{MOUNT} mkdir /d && touch "/d/$(cat /run/secrets/TOKEN)"\n', "the name of d/***"),
+        (f'{MOUNT} ln -s "$(cat /run/secrets/TOKEN)" /link\n', "the link link"),
+        (f"{MOUNT} cp /run/secrets/TOKEN /gone\nRUN rm /gone\n", "gone, line 1"),
+        (f"{MOUNT} head -c 6000000 /dev/zero > /big && cat /run/secrets/TOKEN >> /big\n", "big, line 1"),
+        (f"ENV KEY={SECRET}\n", "the image's configuration"),
+        (f"RUN echo {SECRET} | wc -c\n", "the image's history"),
+    ],
+)
+def test_a_secret_in_the_image_fails_the_build_with_its_place(builds: Builds, text: str, place: str) -> None:
+    before = ours(builds)
+    error = refused(builds, text)
+    assert error.reason == "secret_in_image"
+    assert f"TOKEN is in the image: {place}" in error.cause
+    assert not list(builds.builder.records.all())
+    assert not [id for id in ours(builds) - before if builds.docker.api.inspect_image(id)["RepoTags"]]
+
+
+def test_a_secret_in_the_repository_is_found_by_file_and_line(builds: Builds) -> None:
+    with pytest.raises(BuildError) as caught:
+        builds.dockerfile("COPY . /app\n", files={"config.py": f"a = 1\nKEY = '{SECRET}'\n"}, inputs=GIVEN)
+    assert "app/config.py, line 2" in caught.value.cause
+
+
+def test_layers_are_looked_through_without_the_engines_disk_as_well(
+    builds: Builds, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(type(builds.builder.machine), "is_ours", property(lambda _self: False))
+    error = refused(builds, f"{MOUNT} (echo one; cat /run/secrets/TOKEN) > /kept\n")
+    assert "kept, line 2" in error.cause
+    assert builds.dockerfile("RUN echo fine\n", inputs=GIVEN).ref
+
+
+def test_a_layer_is_looked_through_once_for_the_same_secrets(builds: Builds, monkeypatch: pytest.MonkeyPatch) -> None:
+    from builders.containers import scan
+
+    looked: list[Path] = []
+    real = scan.folder
+
+    def counting(root: Path, needles: list[scan.Needle], deadline: float) -> scan.Hit | None:
+        looked.append(root)
+        return real(root, needles, deadline)
+
+    monkeypatch.setattr(scan, "folder", counting)
+    builds.dockerfile("RUN echo below > /below\nCOPY . /app\n", files={"a": "1"}, inputs=GIVEN)
+    first = len(looked)
+    builds.dockerfile("RUN echo below > /below\nCOPY . /app\n", files={"a": "2"}, inputs=GIVEN)
+    assert (first, len(looked)) == (2, 3)
+    # A changed value was never looked for: everything is read again.
+    changed = replace(GIVEN, secrets={"TOKEN": "another-secret-value"})
+    builds.dockerfile("RUN echo below > /below\nCOPY . /app\n", files={"a": "2"}, inputs=changed)
+    assert len(looked) == 5
+
+
+# --- limits --------------------------------------------------------------------------------------------------------
+HOGS = {
+    "memory": ("RUN head -c 3G /dev/zero | tail | sleep 5\n", "out_of_memory", "256 MiB"),
+    "processes": ("RUN for i in $(seq 400); do sleep 4713 & done; wait\n", "too_many_processes", "60 processes"),
+    "disk": ("RUN for i in $(seq 99); do head -c 9M /dev/zero > /f$i; done; sleep 60\n", "disk_limit", "128 MiB"),
+    "cache": (
+        "RUN --mount=type=cache,target=/c for i in $(seq 99); do head -c 9M /dev/zero > /c/f$i; done; sleep 60\n",
+        "disk_limit",
+        "128 MiB",
+    ),
+    "time": ("RUN sleep 4713 & sleep 4713\n", "build_timeout", "8 seconds"),
+}
+
+
+@as_root
+@pytest.mark.parametrize("name", HOGS)
+def test_a_limit_ends_the_build_and_is_named(name: str, engine_url: str, tmp_path: Path) -> None:
+    text, reason, words = HOGS[name]
+    limits = replace(LIMITS, seconds=8 if name == "time" else 60, memory=256 << 20, disk=128 << 20, processes=60)
+    with builds_on(tmp_path, engine_url, limits=limits) as builds:
+        began = time.monotonic()
+        error = refused(builds, text)
+        assert (error.reason, words in error.cause) == (reason, True), error.cause
+        assert time.monotonic() - began < 30
+        wait_until(lambda: not steps(), 10)
+
+
+@as_root
+def test_all_builds_together_are_bounded(engine_url: str, tmp_path: Path) -> None:
+    with builds_on(tmp_path, engine_url, cpus=1.5, slots=9) as builds:
+        artifact = builds.dockerfile("RUN cat /proc/self/cgroup > /groups\n")
+        assert "docker/buildkit/" in builds.run(artifact, "cat", "/groups")
+        groups = builds.builder.machine.groups("docker/buildkit")
+        if not groups.unified:
+            assert read(groups.folder("memory") / "memory.limit_in_bytes") == 9 * LIMITS.memory
+            assert read(groups.folder("pids") / "pids.max") == 9 * LIMITS.processes
+            assert read(groups.folder("cpu") / "cpu.cfs_quota_us") == 150_000
+            assert read(groups.folder("cpu") / "cpu.shares") < 1024
+
+
+# --- hostile Dockerfiles that no text shows ------------------------------------------------------------------------
+def test_an_image_with_onbuild_is_not_built_upon(builds: Builds, tmp_path: Path) -> None:
+    place = tmp_path / "base"
+    place.mkdir()
+    (place / "Dockerfile").write_text(f"FROM {BASE}\nONBUILD RUN echo mine\n")
+    name = "builder-tests/onbuild:1"
+    plain = {"PATH": os.environ["PATH"], "DOCKER_BUILDKIT": "1", "HOME": str(tmp_path)}
+    subprocess.run([builds.builder.client, "build", "-q", "-t", name, str(place)], check=True, env=plain, timeout=60)
+    try:
+        with pytest.raises(BuildError, match="ONBUILD"):
+            builds.build({"README.md": "---\nsdk: docker\n---\n", "Dockerfile": f"FROM {name}\n"})
+    finally:
+        builds.docker.api.remove_image(name)
+
+
+@pytest.mark.parametrize(
+    "mount",
+    [
+        "type=bind,source=/var/run,target=/x",
+        "type=bind,source=../../../../../../../../var/run,target=/x",
+        "type=bind,from=scratch,source=/,target=/x",
+    ],
+)
+def test_no_mount_shows_the_host(mount: str, builds: Builds) -> None:
+    """T08: sources lie in the app's own tree, whatever they are called."""
+    text = f"RUN --mount={mount} if [ -e /x/docker.sock ]; then echo LEAK; fi; ls -A /x || true\n"
+    log = Log()
+    try:
+        builds.dockerfile(text, files={"sub/file": "mine"}, log=log)
+    except BuildError as error:
+        assert error.reason in ("copy_missing", "image_not_found", "registry_unreachable"), error.cause  # noqa: PT017
+    assert "LEAK" not in log.lines
+
+
+def test_an_image_that_is_not_there_is_named(builds: Builds) -> None:
+    with pytest.raises(BuildError) as caught:
+        builds.build({"README.md": "---\nsdk: docker\n---\n", "Dockerfile": "FROM no-such-thing-by-anyone:1\n"})
+    assert caught.value.reason in ("image_not_found", "registry_unreachable")
+    assert "no-such-thing-by-anyone" in caught.value.cause
+
+
+@as_root
+def test_a_build_reaches_no_internal_network(engine_url: str, tmp_path: Path) -> None:
+    """T06, from a build: canaries on the bridge's gateway, on the metadata address and on a neighbouring network.
+
+    On an engine and a bridge of its own: others who share the engine have fences around its default bridge, too.
+    """
+    if shutil.which("iptables-restore") is None:
+        pytest.skip("iptables is missing: apt install iptables")
+    with ExitStack() as stack:
+        place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dockerd-", ignore_cleanup_errors=True)))
+        stack.enter_context(bridge(BRIDGE, f"{GATEWAY}/24"))
+        url = stack.enter_context(own_engine(place, f"--bridge={BRIDGE}", "--iptables=false")).url
+        copy_image(engine_url, url, BASE)
+        targets, hits = stack.enter_context(canaries(GATEWAY, "169.254.169.254", "192.168.213.1"))
+        tries = "; ".join(f"timeout 5 bash -c '</dev/tcp/{host}/{port}' && echo {host}" for host, port in targets)
+        with builds_on(tmp_path / "open", url) as builds:
+            # Without the fence they are reached: the test can fail.
+            builds.dockerfile(f"RUN {tries}; true\n")
+            assert set(hits) == {host for host, _ in targets}
+        hits.clear()
+        fence = build_fence("buildtest", DockerSettings(url=url), BRIDGE)
+        stack.callback(fence.remove)
+        with builds_on(tmp_path / "fenced", url, fence=fence.ensure) as builds:
+            log = Log()
+            builds.dockerfile(f"RUN {tries}; echo done\n", log=log)
+            assert "done" in log.lines
+        assert not hits
+
+
+@contextmanager
+def bridge(name: str, address: str) -> Iterator[None]:
+    subprocess.run(["ip", "link", "del", name], check=False, capture_output=True)  # of a run that was killed
+    subprocess.run(["ip", "link", "add", name, "type", "bridge"], check=True)
+    try:
+        subprocess.run(["ip", "address", "add", address, "dev", name], check=True)
+        subprocess.run(["ip", "link", "set", name, "up"], check=True)
+        yield
+    finally:
+        subprocess.run(["ip", "link", "del", name], check=True)
+
+
+@contextmanager
+def canaries(gateway: str, *others: str) -> Iterator[tuple[list[tuple[str, int]], list[str]]]:
+    """Listeners where no build may get to, and which of them were reached."""
+    hits: list[str] = []
+    sockets: list[socket.socket] = []
+    for host in others:
+        subprocess.run(["ip", "address", "add", f"{host}/32", "dev", "lo"], check=False, capture_output=True)
+    try:
+        for host in (gateway, *others):
+            server = socket.create_server((host, 0))
+            sockets.append(server)
+            in_thread(partial(count, server, host, hits))
+        yield [(host, port) for host, port in (server.getsockname() for server in sockets)], hits
+    finally:
+        for server in sockets:
+            server.close()
+        for host in others:
+            subprocess.run(["ip", "address", "del", f"{host}/32", "dev", "lo"], check=False, capture_output=True)
+
+
+def count(server: socket.socket, host: str, hits: list[str]) -> None:
+    while True:
+        try:
+            connection, _ = server.accept()
+        except OSError:
+            return
+        hits.append(host)
+        connection.close()
+
+
+def watch_command_lines(seen: list[str], stop: threading.Event) -> None:
+    known: set[str] = set()
+    while not stop.wait(0.01):
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit():
+                try:
+                    text = (entry / "cmdline").read_bytes() + (entry / "environ").read_bytes()
+                except OSError:
+                    continue
+                line = text.replace(b"\0", b" ").decode(errors="replace")
+                if line not in known and int(entry.name) != os.getpid():
+                    known.add(line)
+                    seen.append(line)
+
+
+def steps() -> list[str]:
+    """Processes of the hogs above that are left."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            line = (entry / "cmdline").read_bytes() if entry.name.isdigit() else b""
+        except OSError:
+            continue
+        if b"sleep\x004713" in line:
+            found.append(entry.name)
+    return found
+
+
+def read(path: Path) -> int:
+    return int(path.read_text())

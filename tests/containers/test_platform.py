@@ -1,0 +1,188 @@
+"""Single-host mode as users meet it: git push, Celery, BuildKit, containers behind the gateway."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.containers.platforms import PYTHON, ContainerSystem, python
+from tests.faults import apps
+from tests.faults.system import ROOT, until
+from tests.faults.visitors import Crowd
+from tests.services.engine import cli
+from tests.services.redis import RedisServer
+
+pytestmark = pytest.mark.timeout(600)
+BUILD_SECONDS = 120.0
+"""How long a build without downloads, and a start, may take on a busy machine."""
+
+
+@pytest.fixture(scope="module")
+def redis_url() -> Iterator[str]:
+    if shutil.which("redis-server") is None:
+        pytest.skip("redis-server is not installed (Debian package redis-server)")
+    with tempfile.TemporaryDirectory(prefix="redis-") as folder:
+        server = RedisServer(Path(folder))
+        yield server.url
+        server.kill()
+
+
+@pytest.fixture(scope="module")
+def system(engine_url: str, redis_url: str) -> Iterator[ContainerSystem]:
+    if cli(engine_url, "image", "inspect", PYTHON).returncode:
+        pytest.skip(f"the engine has no image {PYTHON}: make base-images")
+    with tempfile.TemporaryDirectory(prefix="host-", ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+        folder.chmod(0o711)
+        made = ContainerSystem(folder, engine_url, redis_url)
+        try:
+            made.up()
+            yield made
+        finally:
+            made.down()
+            made.remove_all()
+
+
+@pytest.fixture(scope="module")
+def app(system: ContainerSystem) -> str:
+    system.create("app")
+    system.push("app", python("v1"))
+    system.wait_serving("app", "v1", BUILD_SECONDS)
+    return "app"
+
+
+def log_of(system: ContainerSystem, build: int) -> str:
+    return "".join(path.read_text() for path in sorted((system.data / "logs" / f"build@{build}").glob("*.log")))
+
+
+def example(name: str) -> dict[str, str | bytes]:
+    folder = ROOT / "examples" / name
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_a_dockerfile_is_pushed_and_served(system: ContainerSystem, app: str) -> None:
+    environment = json.loads(system.get(app, "/env").body)
+    assert environment["SPACE_ID"] == "admin/app"
+    container = next(iter(system.containers().values()))
+    config = container.attrs["Config"], container.attrs["HostConfig"]
+    assert config[0]["User"] == "1000:1000"
+    assert (config[1]["ReadonlyRootfs"], config[1]["CapDrop"], config[1]["Privileged"]) == (True, ["ALL"], False)
+
+
+def test_a_static_site_is_served(system: ContainerSystem) -> None:
+    system.create("site")
+    system.push("site", apps.static("hello from a container"))
+    system.wait_serving("site", "hello from a container", BUILD_SECONDS)
+
+
+@pytest.mark.installs
+def test_the_gradio_example_greets(system: ContainerSystem) -> None:
+    client = pytest.importorskip("gradio_client")
+    system.create("hello")
+    system.push("hello", example("gradio-hello"))
+    found = system.wait_stage("hello", "RUNNING", 400)
+    assert "Ada" in client.Client(found["urls"]["direct"], verbose=False).predict("Ada", 2, api_name="/greet")
+    # The next push installs nothing: the environment's layers are there.
+    system.push("hello", {**example("gradio-hello"), "notes.txt": "more"})
+    builds = "SELECT id FROM build WHERE status = 'SUCCEEDED' AND space_id = ? ORDER BY id"
+    until(lambda: len(system.rows(builds, system.space_id("hello"))) == 2, BUILD_SECONDS, "the second build")
+    first, second = (log_of(system, row["id"]) for row in system.rows(builds, system.space_id("hello")))
+    assert "gradio==" in first
+    assert "gradio==" not in second
+
+
+def test_secrets_reach_the_app_and_no_image(system: ContainerSystem) -> None:
+    value = "s3cret-" + "k" * 20
+    system.create("keeper", secrets={"KEY": value})
+    system.push("keeper", python("kept"))
+    system.wait_serving("keeper", "kept", BUILD_SECONDS)
+    assert json.loads(system.get("keeper", "/env").body)["KEY"] == value
+    image = next(c for c in system.containers().values() if f"KEY={value}" in c.attrs["Config"]["Env"]).image
+    assert value not in json.dumps(image.attrs) + json.dumps(image.history())
+    system.push("keeper", {**python("leaks"), "notes.txt": f"my key is {value}\n"})
+    until(lambda: system.status("keeper")["reason"], BUILD_SECONDS, "the leak is found")
+    told = system.status("keeper")
+    assert "notes.txt" in json.dumps(told)
+    assert value not in json.dumps(told)
+    assert system.get("keeper").text == "kept"
+
+
+def test_a_sleeping_app_is_frozen_and_a_visit_thaws_it(system: ContainerSystem, app: str) -> None:
+    starts = len(system.rows("SELECT 1 FROM deployment"))
+    system.api("POST", f"/api/platform/spaces/admin/{app}/sleep")
+    until(lambda: system.frozen(app), 30, "the app is frozen")
+    assert system.status(app)["stage"] == "SLEEPING"
+    answers: list[int] = []
+    visitors = [threading.Thread(target=lambda: answers.append(system.get(app).status)) for _ in range(20)]
+    for one in visitors:
+        one.start()
+    for one in visitors:
+        one.join()
+    assert answers == [200] * 20
+    assert len(system.rows("SELECT 1 FROM deployment")) == starts, "it was started anew"
+
+
+def test_deploys_under_load_fail_nobody(system: ContainerSystem, app: str) -> None:
+    """T37 in containers: new versions, and two that never serve, under visitors and WebSockets."""
+    until(lambda: system.get(app).status == 200, 30, "the app answers")
+    deploys = [
+        ("v2", python("v2", ignore_term=True)),
+        ("bad-silent", python("bad-silent", ready=False, startup_duration_timeout="3s")),
+        ("bad-crash", {**python("bad-crash"), "app.py": "raise SystemExit('no luck')"}),
+        ("v3", python("v3", start_delay=0.5)),
+    ]
+    with Crowd(system.port, f"admin-{app}.localhost").probe(40).websockets(8).download(2, 20) as visitors:
+        for text, files in deploys:
+            system.push(app, files)
+            if text.startswith("bad"):
+                until(lambda: system.status(app)["reason"], BUILD_SECONDS, f"{text} is refused")
+            else:
+                until(lambda t=text: t in visitors.outcome.texts, BUILD_SECONDS, f"{text} serves")
+        until(lambda: "v3" in visitors.sockets.texts, 60, "sockets move on")
+    assert visitors.outcome.failed == []
+    assert visitors.downloads.failed == []
+    assert visitors.sockets.failed == []
+    assert set(visitors.outcome.texts) <= {"v1", "v2", "v3"}
+    until(lambda: len(system.app_processes()) == len(_open(system)), 120, "old containers are gone")
+    system.check()
+
+
+def test_apps_go_on_while_the_control_plane_or_a_worker_is_killed(system: ContainerSystem, app: str) -> None:
+    before = {number: c.id for number, c in system.containers().items()}
+    system.create("steady")
+    with Crowd(system.port, f"admin-{app}.localhost").probe(40).websockets(4) as visitors:
+        commit = system.commit("steady", python("steady"))
+        system.push_commit("steady", commit, check=True)
+        system.kill("worker")
+        system.wait_serving("steady", "steady", BUILD_SECONDS)
+        system.kill("control")
+        system.wait_ready(60)
+        system.signal("control", signal.SIGSTOP)
+        time.sleep(2.0)  # visitors come while it hangs: the time is the test
+        system.signal("control", signal.SIGCONT)
+        system.wait_ready(60)
+    assert visitors.outcome.failed == []
+    assert visitors.sockets.failed == []
+    after = {number: c.id for number, c in system.containers().items()}
+    assert before.items() <= after.items(), "an app was restarted"
+    system.check()
+
+
+def test_down_stops_every_container_and_up_brings_the_apps_back(system: ContainerSystem, app: str) -> None:
+    awake = system.get(app).text
+    system.down()
+    assert [c for c in system.containers().values() if c.status in ("running", "paused")] == []
+    system.up()
+    system.wait_serving(app, awake, BUILD_SECONDS)
+
+
+def _open(system: ContainerSystem) -> list[object]:
+    return list(system.rows("SELECT 1 FROM deployment WHERE status IN ('STARTING', 'READY', 'STOPPING', 'FROZEN')"))

@@ -1,0 +1,133 @@
+"""Names, subnets, mount scripts and inventories: small pure functions, as tables."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Network
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from spaces_platform.adapters.docker import disks, gpus, network, selfcheck
+from spaces_platform.adapters.docker.cgroups import group_paths
+from spaces_platform.adapters.docker.disks import Overlay
+from spaces_platform.adapters.docker.engine import EngineFacts
+from spaces_platform.errors import Invalid, Unavailable
+
+POOL = IPv4Network("10.213.0.0/24")
+
+
+def nets(*texts: str) -> list[IPv4Network]:
+    return [IPv4Network(text) for text in texts]
+
+
+@pytest.mark.parametrize(
+    ("taken", "after", "found"),
+    [
+        ((), None, "10.213.0.0/28"),
+        (("10.213.0.0/28",), None, "10.213.0.16/28"),
+        ((), "10.213.0.16/28", "10.213.0.32/28"),
+        ((), "10.213.0.240/28", "10.213.0.0/28"),
+        (("10.213.0.0/25",), None, "10.213.0.128/28"),
+        (("10.0.0.0/16", "192.168.0.0/24"), None, "10.213.0.0/28"),
+        (("10.213.0.36/30",), "10.213.0.16/28", "10.213.0.48/28"),
+        ((), "10.99.0.0/28", "10.213.0.0/28"),
+    ],
+)
+def test_subnets_go_round(taken: tuple[str, ...], after: str | None, found: str) -> None:
+    last = IPv4Network(after) if after else None
+    assert network.next_subnet(POOL, nets(*taken), last) == IPv4Network(found)
+
+
+@pytest.mark.parametrize("taken", ["10.0.0.0/8", "10.213.0.0/24", "0.0.0.0/0"])
+def test_a_pool_that_is_used_up_is_said_to_be(taken: str) -> None:
+    with pytest.raises(Unavailable, match="app_subnets"):
+        network.next_subnet(POOL, nets(taken), None)
+
+
+@given(st.integers(0, 36**8 - 1), st.integers(0, 36**8 - 1))
+def test_bridges_have_names_of_their_own_that_the_kernel_takes(one: int, other: int) -> None:
+    names = {network.bridge_name("0123abcd", number) for number in (one, other)}
+    assert len(names) == len({one, other})
+    assert all(len(name) <= 15 and name.startswith("sp0123-") for name in names)
+
+
+MOUNTINFO = """\
+22 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw
+40 22 7:0 / /srv/data/deployments/7/disk rw - ext4 /dev/loop0 rw
+41 22 0:50 / /srv/data/deployments/7/place-0 rw - overlay overlay rw
+42 22 0:51 / /srv/data/deployments/77/place-0 rw - overlay overlay rw
+43 22 0:52 / /srv/my\\040data/x rw master:3 - tmpfs none rw
+44 22 0:53 / /srv/own rw - tmpfs none rw
+"""
+
+
+def test_mounts_below_a_directory_are_found_innermost_first() -> None:
+    found = disks.mounts_below("/srv/data/deployments/7", MOUNTINFO)
+    assert found == ["/srv/data/deployments/7/place-0", "/srv/data/deployments/7/disk"]
+    assert disks.mounts_below("/srv/my data", MOUNTINFO) == ["/srv/my data/x"]
+    assert disks.mounts_below("/none", MOUNTINFO) == []
+
+
+@pytest.mark.parametrize(("path", "shared"), [("/home", True), ("/srv/own/x", False), ("/srv/ownx", True), ("/", True)])
+def test_whether_mounts_are_seen_elsewhere(path: str, shared: bool) -> None:
+    assert selfcheck.is_shared(path, MOUNTINFO) is shared
+
+
+def test_mount_scripts_quote_what_they_are_given() -> None:
+    text = disks.overlay_script(
+        [Overlay("/home/user", "/i m/$(x)", "/u", "/w", "/p l"), Overlay("/v", "", "/u'", "/w", "/q")]
+    )
+    assert text == (
+        "mount -t overlay overlay -o 'lowerdir=/i m/$(x),upperdir=/u,workdir=/w,nodev,nosuid,noatime' '/p l'\n"
+        "mount --bind '/u'\"'\"'' /q\n"
+    )
+
+
+def test_the_most_layers_an_image_can_have_fit_into_one_page() -> None:
+    script = disks.view_script([f"l/{'X' * 26}"] * 127, "/x")
+    assert len(script.split("-o ")[1]) < 4096
+
+
+def test_links_and_files_of_an_image_are_never_followed(tmp_path: Path) -> None:
+    (tmp_path / "home" / "user").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("/etc")
+    (tmp_path / "home" / "out").symlink_to("../../..")
+    (tmp_path / "file").touch()
+    assert disks.inside(tmp_path, "/home/user") == tmp_path / "home" / "user"
+    assert disks.inside(tmp_path, "/home/none/x") is None
+    for target in ("/link", "/link/ssh", "/home/out", "/home/out/etc", "/file", "/file/x"):
+        with pytest.raises(Invalid):
+            disks.inside(tmp_path, target)
+
+
+SMI = "GPU-5f2c9d1e-0000-1111-2222-333344445555, Tesla T4\nGPU-77, NVIDIA A100-SXM4-80GB\n\nNo devices were found\n"
+
+
+def test_gpus_are_read() -> None:
+    assert gpus.parse(SMI) == (
+        gpus.Gpu("GPU-5f2c9d1e-0000-1111-2222-333344445555", "Tesla T4"),
+        gpus.Gpu("GPU-77", "NVIDIA A100-SXM4-80GB"),
+    )
+
+
+def test_groups_are_read_of_both_versions() -> None:
+    assert group_paths("0::/a.slice/b\n") == {"": "/a.slice/b"}
+    assert group_paths("9:memory:/x\n4:cpu,cpuacct:/y\n") == {"memory": "/x", "cpu": "/y", "cpuacct": "/y"}
+
+
+@pytest.mark.parametrize(
+    ("engine", "fence_fault", "safe", "lacking"),
+    [
+        (EngineFacts(), "", True, "user id 1000"),
+        (EngineFacts(uid_offset=1000000), "", True, "host's kernel"),
+        (EngineFacts(), "not root", False, "not root"),
+        (EngineFacts(seccomp=False), "", False, "seccomp"),
+        (EngineFacts(live_restore=False), "", True, "restart"),
+    ],
+)
+def test_what_is_lacking_is_said(engine: EngineFacts, fence_fault: str, safe: bool, lacking: str) -> None:
+    found = selfcheck.Findings(engine, "runc", fence_fault)
+    assert found.safe_for_strangers is safe
+    assert any(lacking in words for words in found.as_port().lacks)

@@ -1,0 +1,129 @@
+"""Runs compose.yaml on a real engine, on ports, a network and a data directory of its own, and removes it all again."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from runtime_images.platform.__main__ import TARGETS, version
+from tests.edge.servers import free_port
+from tests.services.engine import cli, docker_cli
+
+ROOT = Path(__file__).resolve().parents[2]
+PREFIX = "spaces-tests"
+"""The images' names begin so, apart from those that a user of this machine made."""
+UP_SECONDS = 240
+BUILD_SECONDS = 900
+
+
+def compose_command() -> list[str]:
+    """Compose 1.29 or 2, whichever is here; skips where neither is."""
+    if shutil.which("docker-compose"):
+        return ["docker-compose"]
+    found = subprocess.run([docker_cli(), "compose", "version"], capture_output=True, timeout=30)
+    if found.returncode:
+        pytest.skip("Compose is not installed: apt install docker-compose")
+    return [docker_cli(), "compose"]
+
+
+@dataclass
+class Composed:
+    """The platform in containers."""
+
+    engine: str
+    data: Path
+    env: dict[str, str]
+    project: str
+    port: int
+    """Of TLS, on all addresses of this machine."""
+    gateway: int
+    command: list[str] = field(default_factory=compose_command)
+
+    def compose(self, *words: str, check: bool = True) -> str:
+        """Run a command of Compose; its output. What a failed one said is shown."""
+        argv = [*self.command, "--project-name", self.project, "--file", str(ROOT / "compose.yaml"), *words]
+        done = subprocess.run(argv, env=self.env, capture_output=True, text=True, timeout=UP_SECONDS)
+        if check and done.returncode:
+            logs = "" if words[0] == "logs" else self.compose("logs", "--tail=30", check=False)
+            raise AssertionError(f"{' '.join(argv)}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}\n{logs[-6000:]}")
+        return done.stdout
+
+    def inside(self, service: str, *words: str, check: bool = True) -> str:
+        return self.compose("exec", "-T", service, *words, check=check)
+
+    @property
+    def root(self) -> Path:
+        """Certificate of Caddy's own authority, as visitors have to trust it."""
+        path = self.data / "test-root.crt"
+        path.write_text(self.inside("caddy", "cat", "/var/lib/caddy/caddy/pki/authorities/local/root.crt"))
+        return path
+
+    def curl(self, host: str, path: str, *options: str) -> tuple[int, str]:
+        """Exit code of curl, and what it printed."""
+        argv = ["curl", "--silent", "--show-error", "--max-time", "100", "--noproxy", "*", "--cacert", str(self.root)]
+        argv += ["--resolve", f"{host}:{self.port}:127.0.0.1", *options, f"https://{host}:{self.port}{path}"]
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=120)
+        return done.returncode, done.stdout + done.stderr
+
+
+@contextmanager
+def composed(engine: str, folder: Path) -> Iterator[Composed]:
+    """Images built, all services up and healthy. At the end nothing of it is left but the engine's build cache."""
+    command = compose_command()
+    _build(engine, "runtime_images.platform", "--prefix", PREFIX)
+    _build(engine, "runtime_images", "build", "static", "static-build")
+    ask, gateway, plain, port, registry = (free_port() for _ in range(5))
+    env = {
+        "PATH": os.environ["PATH"], "HOME": str(folder), "DOCKER_HOST": engine,
+        "SPACES_IMAGES": PREFIX, "SPACES_DATA": str(folder / "data"), "SPACES_NETWORK": f"172.30.{port % 256}",
+        "SPACES_ENGINE_SOCKET": engine.removeprefix("unix://"), "SPACES_ENGINE_DATA": _root(engine),
+        "SPACES_PORT": str(gateway), "SPACES_ASK_PORT": str(ask), "SPACES_REGISTRY_PORT": str(registry),
+        "SPACES_HTTP_PORT": str(plain), "SPACES_HTTPS_PORT": str(port),
+        "SPACES_PUBLIC_URL": f"https://localhost:{port}", "SPACES_BUILD_SLOTS": "1",
+    }  # fmt: skip
+    made = Composed(engine, folder / "data", env, f"spaces-tests-{port}", port, gateway, command)
+    try:
+        made.compose("up", "-d")
+        yield made
+    finally:
+        _remove(made)
+
+
+def _build(engine: str, module: str, *words: str) -> None:
+    argv = [sys.executable, "-m", module, *words, "--docker", engine]
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=BUILD_SECONDS)
+    if done.returncode:
+        pytest.skip(f"{' '.join(argv[1:4])} cannot build here: {done.stderr.strip()[-400:]}")
+
+
+def _root(engine: str) -> str:
+    return cli(engine, "info", "--format", "{{.DockerRootDir}}").stdout.strip()
+
+
+def _remove(made: Composed) -> None:
+    """All that the platform made on the engine and this machine, by its own means where it has them."""
+    from spaces_platform.adapters.docker import DockerOrchestrator, DockerSettings
+    from spaces_platform.adapters.docker.fence import Fence, FenceRules, build_fence
+    from spaces_platform.adapters.docker.settings import instance_of
+    from tests.process.harness import SystemClock
+
+    made.compose("down", "--volumes", "--timeout", "40", check=False)
+    settings = DockerSettings(url=made.engine, fence=False, disks=False)
+    DockerOrchestrator(
+        made.data / "containers", clock=SystemClock(), changed=lambda _: None, settings=settings
+    ).close(stop_all=True)  # fmt: skip
+    apps = instance_of(made.data / "containers")
+    Fence(apps, FenceRules((f"sp{apps[:4]}-+",))).remove()
+    build_fence(f"{instance_of(made.data)}b", settings).remove()
+    mounts = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]
+    for point in reversed([m for m in mounts if m == str(made.data) or m.startswith(f"{made.data}/")]):
+        subprocess.run(["umount", "--lazy", point], check=False, capture_output=True)
+    cli(made.engine, "image", "rm", *(f"{PREFIX}/{target}:{version()}" for target in TARGETS))

@@ -1,0 +1,158 @@
+"""T26 at the core: the platform is killed at every single effect of a Space's life, and restarting is the only repair.
+
+The story runs once unharmed to count its effects, then once for each of them with a kill right there. After a restart
+the world must come to the same end, with every invariant kept.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections import Counter
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from sqlmodel import select
+
+from spaces_platform.errors import PlatformError
+from spaces_platform.frozen import Memory
+from spaces_platform.models import Build, Deployment, Space
+from spaces_platform.ports import RunStatus
+from tests.flows.world import Killed, World
+from tests.services import databases
+
+
+def story(world: World) -> None:
+    """push > build > start > route > push again > drain > stop > sleep > wake, once from frozen and once, for want of
+    memory, from stopped; each act is repeated until it holds."""
+    space = act(world, lambda: world.create(), lambda: found(world) is not None)
+    del space
+    act(world, lambda: world.push(must(world), {"index.html": b"two"}), lambda: has_file(world, b"two"))
+    world.settle()
+    act(world, lambda: world.platform.spaces.sleep(must(world), world.actor), lambda: asleep(world))
+    world.settle()
+    act(world, lambda: world.platform.spaces.wake(must(world).id or 0), lambda: awake(world))
+    world.settle()
+    act(world, lambda: world.platform.spaces.sleep(must(world), world.actor), lambda: asleep(world))
+    world.memory = Memory(16 << 30, 0)
+    act(world, world.settle, lambda: not world.apps.observe())
+    world.memory = Memory(16 << 30, 12 << 30)
+    act(world, lambda: world.platform.spaces.wake(must(world).id or 0), lambda: awake(world))
+    world.settle()
+
+
+def act(world: World, do: object, done: object) -> None:
+    """What a user does: try, and after a failure look whether it happened, else try again."""
+    for _ in range(3):
+        try:
+            if not done():  # type: ignore[operator]
+                do()  # type: ignore[operator]
+            world.settle()
+            return
+        except Killed:
+            world.restart()
+    raise AssertionError("an act never succeeds")
+
+
+def found(world: World) -> Space | None:
+    try:
+        return world.platform.spaces.find("admin", "demo", world.actor)
+    except PlatformError:
+        return None
+
+
+def must(world: World) -> Space:
+    space = found(world)
+    assert space is not None
+    return space
+
+
+def has_file(world: World, content: bytes) -> bool:
+    space = must(world)
+    repo = world.platform.spaces.repo(space)
+    head = repo.head()
+    return head is not None and b"".join(repo.read(head, "index.html")) == content
+
+
+def asleep(world: World) -> bool:
+    return must(world).slept_at is not None
+
+
+def awake(world: World) -> bool:
+    space = must(world)
+    return space.slept_at is None or space.last_active_at > space.slept_at
+
+
+def verify(world: World) -> None:
+    """The end is the same as without the kill, and nothing is left over."""
+    world.restart()
+    world.clock.at += timedelta(seconds=70)
+    world.settle()
+    space = must(world)
+    assert space.stage == "RUNNING", f"{space.stage}: {space.message}"
+    assert has_file(world, b"two")
+    with world.platform.store.read() as db:
+        builds = list(db.exec(select(Build)).all())
+        deployments = list(db.exec(select(Deployment)).all())
+    live = [d for d in deployments if d.live]
+    assert [d.id for d in live] == [space.routed]
+    assert live[0].commit == space.head
+    assert all(b.status in ("SUCCEEDED", "CANCELLED", "FAILED") for b in builds)
+    assert len([b for b in builds if b.status == "SUCCEEDED" and b.commit == space.head]) == 1
+    assert set(world.apps.observe()) == {space.routed}, "something runs without a row, or the other way round"
+    assert world.apps.observe()[space.routed or 0].status is RunStatus.READY
+    assert len(list((world.folder / "repos").rglob("HEAD"))) == 1
+
+
+def run(folder: Path, limit: int | None) -> World:
+    world = World(folder, freezes=True)
+    world.fuse.limit = None if limit is None else len(world.fuse.burnt) + limit
+    story(world)
+    verify(world)
+    return world
+
+
+def effects(folder: Path) -> list[str]:
+    world = World(folder, freezes=True)
+    before = len(world.fuse.burnt)
+    story(world)
+    names = world.fuse.burnt[before:]
+    world.platform.store.close()
+    return names
+
+
+def test_the_story_has_effects_of_every_kind(tmp_path: Path) -> None:
+    counted = Counter(effects(tmp_path))
+    assert set(counted) == {
+        "begin", "commit", "hint", "build", "start", "started", "stop", "stopped", "freeze", "frozen", "thaw", "thawed",
+    }  # fmt: skip
+    assert 60 <= sum(counted.values()) <= POINTS
+
+
+POINTS = 340
+"""Upper bound of the story's effects."""
+
+
+def kill_at(folder: Path, points: range) -> None:
+    for limit in points:
+        place = folder / f"at{limit}"
+        place.mkdir()
+        run(place, limit).platform.store.close()
+        shutil.rmtree(place)
+
+
+@pytest.mark.parametrize("part", range(5))
+def test_killed_at_some_effects(tmp_path: Path, part: int) -> None:
+    """Every fifth effect, another fifth in each release of Python: `make soak` takes them all.
+
+    On Postgres each world takes longer, and there are fewer.
+    """
+    count = len(effects(tmp_path / "count"))
+    kill_at(tmp_path, range(5 * part + sys.version_info.minor % 5, count, 100 if databases.ON_POSTGRES else 25))
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
+def test_killed_at_every_effect(tmp_path: Path) -> None:
+    kill_at(tmp_path, range(len(effects(tmp_path / "count"))))
