@@ -48,6 +48,10 @@ LOST_FROZEN = Explanation(
     "The app was ended while it slept in memory.",
     "Nothing is to be done: the next visit starts it.",
 )
+HINDERED = {
+    "disk_full": "Ask the admin of the platform to free some space; the app is started again by itself.",
+    "machine": "Ask the admin of the platform to look at the machine; the app is started again by itself.",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,23 +301,24 @@ class Deployments:
             was_ready = row.ready_at is not None
             ended = seen is not None and seen.status is RunStatus.EXITED
             lost = seen is None or (ended and seen.exit_code is None)
-            found = (
-                LOST_FROZEN
-                if row.status == "FROZEN"
-                else LOST
-                if lost
-                else diagnose_run(
-                    exit_code=seen.exit_code if seen is not None else None,
+            if row.status == "FROZEN":
+                found = LOST_FROZEN
+            elif seen is None or (lost and not seen.hindrance):
+                found = LOST
+            elif seen.hindrance:
+                found = _hindered(seen)
+            else:
+                found = diagnose_run(
+                    exit_code=seen.exit_code,
                     exited=ended,
-                    out_of_memory=seen.out_of_memory if seen is not None else False,
-                    listening=seen.listening if seen is not None else (),
-                    port=int((seen.endpoint or ":0").rpartition(":")[2]) if seen is not None else 0,
+                    out_of_memory=seen.out_of_memory,
+                    listening=seen.listening,
+                    port=int((seen.endpoint or ":0").rpartition(":")[2]),
                     timed_out=timed_out and not ended,
                     log_lines=lines,
                     sdk=sdk,
                     seconds=self.now() - row.created_at,
                 )
-            )
             row.status, row.live, row.ended_at = "FAILED", False, self.now()
             row.exit_code = seen.exit_code if seen is not None else None
             row.reason, row.message = found.reason, f"{found.cause} {found.fix}"
@@ -392,6 +397,11 @@ class Deployments:
             query = select(Deployment.id).where(*ended).order_by(col(Deployment.id).desc()).offset(KEEP_LOGS).limit(50)
             for deployment_id in db.exec(query).all():
                 self.orchestrator.forget(deployment_id or 0)
+
+
+def _hindered(seen: Observation) -> Explanation:
+    cause = "The platform's disk is full." if seen.hindrance == "disk_full" else "The machine could not run the app."
+    return Explanation(seen.hindrance, cause, HINDERED[seen.hindrance], (seen.probe,))
 
 
 def show(tx: Transaction, space: Space, shown: Shown, now: float) -> None:

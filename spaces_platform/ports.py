@@ -72,6 +72,8 @@ class Observation:
     exit_code: int | None = None
     """Of an EXITED one: 0 to 255, or minus the signal number; None where it cannot be known."""
     out_of_memory: bool = False
+    hindrance: str = ""
+    """Of an EXITED one that the machine could not run: `disk_full` or `machine`; `probe` has the words."""
     listening: tuple[str, ...] = ()
     """`address:port` pairs the app listens on, as far as they can be seen; tells a wrong port."""
     probe: str = ""

@@ -506,6 +506,10 @@ class Reconciler:
                 return "", self.deployments.describe_start(starting.id), []
             if space.gpu_queued_at is not None:
                 return space.reason, space.message, []
+            of_artifact = (Deployment.space_id == space.id, Deployment.artifact == facts.artifact)
+            last = db.exec(select(Deployment).where(*of_artifact).order_by(col(Deployment.id).desc())).first()
+            if last is not None and last.status == "FAILED":  # it waits for its next try
+                return last.reason, last.message, last.evidence
             return "", space.message if space.start_queued_at is not None else "", []
         return "", "", []
 

@@ -261,6 +261,9 @@ class ProcessOrchestrator:
                 self._known.pop(known.id, None)
         if forget:
             self._discard(known.record)
+        else:
+            known.record.shed(self._trash)
+            self._watcher.later(lambda: empty(self._trash))
         known.ended.set()
 
     def _discard(self, record: Record) -> None:
@@ -306,6 +309,7 @@ def _exited(seen: Observation, ending: Ending) -> Observation:
         status=RunStatus.EXITED,
         exit_code=ending.code,
         out_of_memory=ending.out_of_memory,
+        hindrance=ending.hindrance,
         probe=ending.words or seen.probe,
         listening=(),
     )

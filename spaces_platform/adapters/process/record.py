@@ -7,13 +7,14 @@
     forget           it is to be removed once it has ended
     exit.json        how it ended; no process of it is left
     log/             its output (shim/segments.py)
-    work/ home/ tmp/ what the app may write
+    work/ home/ tmp/ what the app may write, until it has ended
 
 Invariant: files are replaced whole, so a reader sees the old or the new content.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -21,6 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .shim import files, procfs
+
+HINDRANCES = ("disk_full", "machine")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +33,8 @@ class Ending:
     code: int | None
     out_of_memory: bool = False
     words: str = ""
+    hindrance: str = ""
+    """See ports.Observation."""
 
 
 class Record:
@@ -65,7 +70,13 @@ class Record:
             return None
         code = known.get("code")
         words = str(known.get("words", ""))
-        return Ending(code if isinstance(code, int) else None, known.get("out_of_memory") is True, words)
+        reason = str(known.get("reason", ""))
+        return Ending(
+            code if isinstance(code, int) else None,
+            known.get("out_of_memory") is True,
+            words,
+            reason if reason in HINDRANCES else "",
+        )
 
     def set_ending(self, ending: Ending) -> None:
         facts = {"code": ending.code, "out_of_memory": ending.out_of_memory, "words": ending.words}
@@ -80,6 +91,12 @@ class Record:
             return float((self.path / name).read_text())
         except (FileNotFoundError, ValueError):
             return None
+
+    def shed(self, trash: Path) -> None:
+        """Keep what tells of an ended one; what the app wrote is moved away, for `empty` to delete."""
+        for name in ("work", "home", "tmp"):
+            with contextlib.suppress(FileNotFoundError):
+                (self.path / name).rename(trash / f"{self.path.name}-{name}-{os.urandom(6).hex()}")
 
     def discard(self, trash: Path) -> None:
         """Move everything away, at once, for `empty` to delete; the absent is success."""

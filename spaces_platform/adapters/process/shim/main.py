@@ -7,6 +7,7 @@ directory holds the grace in seconds. Invariant: when `exit.json` exists, no pro
 
 from __future__ import annotations
 
+import errno
 import marshal
 import os
 import resource
@@ -79,7 +80,8 @@ class Shim:
                 self._watch()
         except OSError as error:
             self._say(f"could not run the app: {error}")
-            self.reason, self.words = "start", f"could not run: {error}"
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            self.reason, self.words = "disk_full" if full else "machine", f"could not run: {error}"
         finally:
             if self.child:
                 self._end_all()
