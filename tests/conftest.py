@@ -1,3 +1,3 @@
 """What all tests share."""
 
-pytest_plugins = ["tests.services.databases"]
+pytest_plugins = ["tests.services.databases", "tests.services.engine", "tests.services.redis"]

@@ -11,9 +11,7 @@ import pytest
 from spaces_platform.models import Counter
 from spaces_platform.ports import Task
 from tests.celery.farm import Farm
-from tests.services.redis import RedisServer, redis_server
-
-__all__ = ["redis_server"]
+from tests.services.redis import RedisServer
 
 
 @pytest.fixture

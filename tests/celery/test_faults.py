@@ -16,9 +16,7 @@ import pytest
 from spaces_platform.adapters.celery_app import task_name
 from spaces_platform.ports import Task
 from tests.celery.farm import Farm
-from tests.services.redis import RedisServer, redis_server
-
-__all__ = ["redis_server"]
+from tests.services.redis import RedisServer
 
 MakeFarm = Callable[..., Farm]
 

@@ -11,9 +11,7 @@ import pytest
 from spaces_platform import presence, supervisor
 from spaces_platform.settings import Settings
 from tests.cli.conftest import Place, eventually
-from tests.services.redis import RedisServer, redis_server
-
-__all__ = ["redis_server"]
+from tests.services.redis import RedisServer
 
 SECONDS = 60.0
 

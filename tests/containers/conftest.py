@@ -6,9 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.containers.harness import Place, place_on
-from tests.services.engine import engine_url
 
-__all__ = ["engine_url"]
 HERE = Path(__file__).parent
 
 

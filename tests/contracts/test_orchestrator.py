@@ -14,9 +14,7 @@ from spaces_platform.errors import Invalid, Unavailable
 from spaces_platform.ports import Observation, RunStatus
 from tests.contracts.orchestrators import Behaviour, FakeWorld, World, docker_world, fake_world, process_world
 from tests.process.harness import wait_for
-from tests.services.engine import engine_url
 
-__all__ = ["engine_url"]
 WORLDS: dict[str, Callable[[], AbstractContextManager[World]]] = {"fake": fake_world, "process": process_world}
 SLOWEST = 40.0
 """Seconds that the slowest implementation may take for anything."""

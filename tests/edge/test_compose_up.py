@@ -14,9 +14,8 @@ import pytest
 
 from tests.edge.compose import ROOT, Composed, composed
 from tests.edge.servers import program
-from tests.services.engine import cli, engine_url
+from tests.services.engine import cli
 
-__all__ = ["engine_url"]
 pytestmark = [pytest.mark.containers, pytest.mark.timeout(1500)]
 LIVE_SECONDS = 240.0
 

@@ -14,9 +14,8 @@ from collections.abc import Iterator
 import pytest
 
 import runtime_images
-from tests.services.engine import cli, engine_url
+from tests.services.engine import cli
 
-__all__ = ["engine_url"]
 pytestmark = pytest.mark.containers
 
 CATALOGUE = runtime_images.load()
