@@ -194,6 +194,8 @@ class Platform:
                 "SELECT b.id FROM build b JOIN space s ON s.id = b.space_id WHERE s.name = ? ORDER BY b.id DESC",
                 (name,),
             ).fetchone()
+        if row is None:
+            return []
         return [
             line["text"] for line in self.api("GET", f"/api/platform/spaces/admin/{name}/builds/{row[0]}/logs")["lines"]
         ]

@@ -112,7 +112,7 @@ class Bench:
         lines = [
             f"FROM {base}", "WORKDIR /home/user/app", "COPY app.py .",
             "RUN --mount=type=cache,target=/tmp/cache,uid=1000 "
-            "--mount=type=secret,id=ca,target=/tmp/ca.crt "
+            "--mount=type=secret,id=ca,target=/tmp/ca.crt,uid=1000 "
             "UV_CACHE_DIR=/tmp/cache SSL_CERT_FILE=/tmp/ca.crt "
             f"uv venv -q --clear /tmp/env && UV_CACHE_DIR=/tmp/cache SSL_CERT_FILE=/tmp/ca.crt "
             f"uv pip install -q --python /tmp/env/bin/python {requirements}",

@@ -23,7 +23,7 @@ from spaces_platform.adapters.docker.settings import DockerSettings
 from tests.builders.conftest import Log
 from tests.containers.builds import BASE, LIMITS, Builds, builds_on, in_thread, ours
 from tests.containers.test_build_images import wait_until
-from tests.services.engine import copy_image, own_engine
+from tests.services.engine import cli, copy_image, own_engine
 
 SECRET = "s3cr3t-of-ada-0123456789"
 GIVEN = BuildInputs("ada/app", "c", secrets={"TOKEN": SECRET, "SHORT": "abc"})
@@ -177,8 +177,8 @@ def test_an_image_with_onbuild_is_not_built_upon(builds: Builds, tmp_path: Path)
     place.mkdir()
     (place / "Dockerfile").write_text(f"FROM {BASE}\nONBUILD RUN echo mine\n")
     name = "builder-tests/onbuild:1"
-    plain = {"PATH": os.environ["PATH"], "DOCKER_BUILDKIT": "1", "HOME": str(tmp_path)}
-    subprocess.run([builds.builder.client, "build", "-q", "-t", name, str(place)], check=True, env=plain, timeout=60)
+    done = cli(builds.options.engine, "build", "-q", "-t", name, str(place))
+    assert done.returncode == 0, done.stderr
     try:
         with pytest.raises(BuildError, match="ONBUILD"):
             builds.build({"README.md": "---\nsdk: docker\n---\n", "Dockerfile": f"FROM {name}\n"})

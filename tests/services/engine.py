@@ -133,7 +133,7 @@ def below(place: str) -> list[int]:
 
 
 @pytest.fixture(scope="session")
-def engine_url() -> Iterator[str]:
+def engine_url(request: pytest.FixtureRequest) -> Iterator[str]:
     """URL of an engine that has the images; skips where there is none and none can be started."""
     for socket in SOCKETS:
         if answers(socket):
@@ -142,11 +142,12 @@ def engine_url() -> Iterator[str]:
             return
     if os.geteuid() != 0 or shutil.which("dockerd") is None:
         pytest.skip("no Docker engine answers, and none can be started: needs root and the package docker.io")
-    with tempfile.TemporaryDirectory(prefix="dockerd-", ignore_cleanup_errors=True) as place:
-        bridge = "--default-address-pool=base=10.212.0.0/16,size=26"
-        with own_engine(Path(place), "--live-restore", bridge) as engine:
-            prepare(engine.url)
-            yield engine.url
+    place = tempfile.mkdtemp(prefix="dockerd-")
+    # At the very end: images have so many files that deleting them takes longer than a test may.
+    request.config.add_cleanup(lambda: subprocess.run(["rm", "-rf", place], check=False))
+    with own_engine(Path(place), "--live-restore", "--default-address-pool=base=10.212.0.0/16,size=26") as engine:
+        prepare(engine.url)
+        yield engine.url
 
 
 def prepare(url: str) -> None:
