@@ -24,6 +24,7 @@ APP = "/home/user/app"
 INPUTS = "/tmp/spaces"
 LOCK = f"{INPUTS}/lock.txt"
 HOOK = "/opt/spaces/runtime_images/python/start_hook.py"
+SEAL = "/opt/spaces/runtime_images/python/seal.py"
 PYTHONS = "/opt/python"
 """Where uv puts interpreters that the runtime image does not have."""
 SCOPE = "SPACES_SCOPE"
@@ -69,7 +70,7 @@ def _python(plan: BuildPlan, images: Images, scope: str, compile_app: bool) -> I
     yield f"FROM {images.build} AS environment"
     yield from _system(environment.system, scope)
     yield f"ENV UV_INDEX_STRATEGY=unsafe-best-match UV_LINK_MODE=copy UV_PYTHON_INSTALL_DIR={PYTHONS} NO_COLOR=1"
-    yield "ENV UV_NO_PROGRESS=1 UV_CACHE_DIR=/tmp/uv-cache PYC_INVALIDATION_MODE=UNCHECKED_HASH"
+    yield "ENV UV_NO_PROGRESS=1 UV_CACHE_DIR=/tmp/uv-cache"
     if own_python:
         yield f"USER 0:0\nRUN install -d -o 1000 -g 1000 {PYTHONS}\nUSER 1000:1000"
     python = environment.python if own_python else f"python{images.python}"
@@ -78,7 +79,7 @@ def _python(plan: BuildPlan, images: Images, scope: str, compile_app: bool) -> I
         yield from _install(step, f"{INPUTS}/{number}", scope, environment.needs_tree, "" if number else first)
     if not environment.steps:
         yield f"RUN {_MOUNTS} \\\n    : {INSTALLING} nothing; {_NETWORK}; {first}"
-    yield from _seal()
+    yield from _seal(scope)
     yield f"\nFROM {images.run} AS system"
     yield from _system(environment.system, scope)
     yield "\nFROM scratch AS facts"
@@ -131,9 +132,10 @@ def _install(step: InstallStep, folder: str, scope: str, needs_tree: bool, first
         commands += [f"mkdir -p {folder}", f"cd {folder}"]
     listed = " ".join([f"-r {shlex.quote(_plain(name, 'the name of a requirement file'))}" for name in files])
     wanted = " ".join(shlex.quote(_plain(one, "a requirement")) for one in step.requirements)
-    commands.append(f"uv pip install --compile-bytecode --python {ENVIRONMENT} {listed} -- {wanted}".replace("  ", " "))
-    cache = f"--mount=type=cache,id={scope}-uv,target=/tmp/uv-cache,uid=1000,gid=1000"
-    yield f"RUN {_MOUNTS} \\\n    {cache} \\\n    " + "; \\\n    ".join(command.rstrip() for command in commands)
+    commands.append(f"uv pip install --python {ENVIRONMENT} {listed} -- {wanted}".replace("  ", " "))
+    yield f"RUN {_MOUNTS} \\\n    {_uv_cache(scope)} \\\n    " + "; \\\n    ".join(
+        command.rstrip() for command in commands
+    )
 
 
 def _written(path: str, text: str) -> Iterator[str]:
@@ -162,15 +164,18 @@ def _printf(quoted: str, lines: list[str], target: str) -> str:
     return f'mkdir -p "$(dirname {quoted})"; {what} \\\n        {target}'
 
 
-def _seal() -> Iterator[str]:
-    """The start hook and the lock; bytecode is compiled as packages are installed."""
+def _uv_cache(scope: str) -> str:
+    return f"--mount=type=cache,id={scope}-uv,target=/tmp/uv-cache,uid=1000,gid=1000"
+
+
+def _seal(scope: str) -> Iterator[str]:
+    """Bytecode, the start hook and the lock."""
     yield "\n    ".join(
         (
-            f"RUN : {SEALING}; set -eu; \\",
+            f"RUN {_uv_cache(scope)} \\",
+            f": {SEALING}; set -eu; \\",
             f"for site in {ENVIRONMENT}/lib/python3.*/site-packages; do \\",
-            f'    cp {HOOK} "$site/_spaces_start.py"; echo "import _spaces_start" > "$site/_spaces_start.pth"; \\',
-            f"    {ENVIRONMENT}/bin/python -m compileall -q --invalidation-mode unchecked-hash "
-            '"$site/_spaces_start.py"; \\',
+            f'    {ENVIRONMENT}/bin/python -I -S {SEAL} "$site" /tmp/uv-cache "$(cat {HOOK})"; \\',
             "done; \\",
             f"mkdir -p {INPUTS}; uv --no-cache pip freeze --quiet --python {ENVIRONMENT} > {LOCK}",
         )

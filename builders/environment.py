@@ -18,7 +18,7 @@ from builders.pythons import Interpreter
 from builders.types import BuildError, EnvironmentPlan, InstallStep, Phase, SourceTree
 from builders.work import Work
 
-_SEAL = Path(__file__).with_name("seal.py").read_text(encoding="utf-8")
+_SEAL = runtime_images.SEAL.read_text(encoding="utf-8")
 
 
 class EnvironmentBuild:

@@ -18,6 +18,8 @@ PYTHON_PATH = HERE.parent
 """What must be on PYTHONPATH for `python -m runtime_images.static.server`."""
 START_HOOK = HERE / "python" / "start_hook.py"
 """Put into every Python environment; see its own words."""
+SEAL = HERE / "python" / "seal.py"
+"""Run by every Python environment once it is installed; see its own words."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -393,18 +393,18 @@ return repr([attempt(lambda: open({str(data / "secret.db")!r}).read()),
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
-def test_run_as_another_user_or_says_why_not(tmp_path: Path) -> None:
-    builder = VenvBuilder(tmp_path / "builds", index=index_settings(os.environ), run_as=(65534, 65534))
-    assert builder.run_as is None
-    assert "cannot enter" in builder.warnings[0]  # pytest's folders are closed to others
-    for folder in [tmp_path, *tmp_path.parents][:-2]:
-        if folder.owner() == "root" and str(folder).startswith("/tmp/pytest"):
-            folder.chmod(0o755)
-    builder = VenvBuilder(tmp_path / "builds", index=index_settings(os.environ), run_as=(65534, 65534))
-    if builder.run_as is None:
-        pytest.skip(builder.warnings[0])
-    ref = app_with(tmp_path, "return str(os.getuid())", own_py="").build(builder).ref
-    assert run_python(builder, ref, "import thing; print(thing.OUT)") == "65534"
+def test_run_as_another_user_or_says_why_not() -> None:
+    with tempfile.TemporaryDirectory() as name:  # pytest's own folders are closed to others
+        folder = Path(name)
+        builder = VenvBuilder(folder / "builds", index=index_settings(os.environ), run_as=(65534, 65534))
+        assert builder.run_as is None
+        assert "cannot enter" in builder.warnings[0]
+        folder.chmod(0o755)
+        builder = VenvBuilder(folder / "builds", index=index_settings(os.environ), run_as=(65534, 65534))
+        if builder.run_as is None:
+            pytest.skip(builder.warnings[0])
+        ref = app_with(folder, "return str(os.getuid())", own_py="").build(builder).ref
+        assert run_python(builder, ref, "import thing; print(thing.OUT)") == "65534"
 
 
 # --- small pure parts ----------------------------------------------------------------------------------------------

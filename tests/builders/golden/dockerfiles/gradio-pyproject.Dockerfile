@@ -2,7 +2,7 @@
 FROM spaces/build:1 AS environment
 ARG SPACES_SCOPE=scope
 ENV UV_INDEX_STRATEGY=unsafe-best-match UV_LINK_MODE=copy UV_PYTHON_INSTALL_DIR=/opt/python NO_COLOR=1
-ENV UV_NO_PROGRESS=1 UV_CACHE_DIR=/tmp/uv-cache PYC_INVALIDATION_MODE=UNCHECKED_HASH
+ENV UV_NO_PROGRESS=1 UV_CACHE_DIR=/tmp/uv-cache
 RUN --mount=type=secret,id=network,mode=0444 --mount=type=secret,id=ca,mode=0444 \
     --mount=type=cache,id=scope-uv,target=/tmp/uv-cache,uid=1000,gid=1000 \
     : install 'pyproject.toml and gradio 6.0.0'; \
@@ -10,11 +10,11 @@ RUN --mount=type=secret,id=network,mode=0444 --mount=type=secret,id=ca,mode=0444
     uv venv --quiet --no-project --python python3.11 /opt/env; \
     mkdir -p /tmp/spaces/0; \
     cd /tmp/spaces/0; \
-    uv pip install --compile-bytecode --python /opt/env -- 'six>=1' 'gradio[oauth]==6.0.0' spaces
-RUN : seal; set -eu; \
+    uv pip install --python /opt/env -- 'six>=1' 'gradio[oauth]==6.0.0' spaces
+RUN --mount=type=cache,id=scope-uv,target=/tmp/uv-cache,uid=1000,gid=1000 \
+    : seal; set -eu; \
     for site in /opt/env/lib/python3.*/site-packages; do \
-        cp /opt/spaces/runtime_images/python/start_hook.py "$site/_spaces_start.py"; echo "import _spaces_start" > "$site/_spaces_start.pth"; \
-        /opt/env/bin/python -m compileall -q --invalidation-mode unchecked-hash "$site/_spaces_start.py"; \
+        /opt/env/bin/python -I -S /opt/spaces/runtime_images/python/seal.py "$site" /tmp/uv-cache "$(cat /opt/spaces/runtime_images/python/start_hook.py)"; \
     done; \
     mkdir -p /tmp/spaces; uv --no-cache pip freeze --quiet --python /opt/env > /tmp/spaces/lock.txt
 

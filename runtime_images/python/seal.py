@@ -1,8 +1,8 @@
-"""Compiles what was installed to bytecode. Run inside the sandbox by the environment's own interpreter.
+"""Compiles what was installed to bytecode. Run where packages are installed, by the environment's own interpreter.
 
 Owns: compiling every module below the given folder, giving the compiled files back to the package cache, so that the
-next environment gets them by a link instead of compiling again, and putting the start hook in place. Does not own: when
-it runs (`environment`). Invariant: standard library only, works on every supported Python; a file that does not compile
+next environment gets them with its packages instead of compiling again, and putting the start hook in place. Does not
+own: when it runs. Invariant: standard library only, works on every supported Python; a file that does not compile
 is named and skipped.
 
 Bytecode is made unchecked (PEP 552): environments and snapshots never change once they are sealed.
@@ -11,8 +11,10 @@ Bytecode is made unchecked (PEP 552): environments and snapshots never change on
 from __future__ import annotations
 
 import compileall
+import errno
 import os
 import py_compile
+import shutil
 import sys
 
 _SKIPPED = ("__pycache__", "tests")
@@ -86,7 +88,7 @@ def _size(path: str) -> int:
 
 
 def _give_back(site: str, archive: str) -> None:
-    """Link bytecode beside the unpacked wheels it was compiled from; uv links whole folders into new environments."""
+    """Put bytecode beside the unpacked wheels it was compiled from; uv takes whole folders into new environments."""
     installed = {name for name in os.listdir(site) if name.endswith(".dist-info")}
     if not os.path.isdir(archive):
         return
@@ -99,12 +101,24 @@ def _give_back(site: str, archive: str) -> None:
             if os.path.exists(ready) and not os.path.exists(target):
                 os.makedirs(os.path.dirname(target), exist_ok=True)
                 try:
-                    os.link(ready, target)
+                    _put(ready, target)
                 except FileExistsError:  # another build was first
                     continue
-                except OSError as error:  # another file system: only speed is lost
+                except OSError as error:  # only speed is lost
                     print(f"Bytecode is not shared: {error}")
                     return
+
+
+def _put(source: str, target: str) -> None:
+    """By a link, or a whole copy where the cache is a file system of its own."""
+    try:
+        os.link(source, target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        new = f"{target}.{os.getpid()}"
+        shutil.copyfile(source, new)
+        os.replace(new, target)
 
 
 if __name__ == "__main__":
