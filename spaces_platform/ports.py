@@ -175,7 +175,8 @@ class Volumes(Protocol):
     """The persistent volumes of Spaces, mounted at `/data`. A volume is made at its Space's first start.
 
     All apps of a Space have it at once: an old and a new version for the moment of a swap. A start that asks for more
-    makes it larger, also while others have it; none ever makes it smaller.
+    makes it larger, also while another one has it where the machine lets it, else the next start that has it alone.
+    None ever makes it smaller.
     """
 
     def use(self, space_id: int) -> VolumeUse | None:

@@ -54,7 +54,7 @@ def show(space: Space, as_json: Json = False) -> None:
     else:
         say(f"  {'on disk':<12} {_size(found['usedBytes'])}, snapshots {_size(found['snapshotBytes'])}")
         if size < found["wantedBytes"]:
-            say(f"  {'size now':<12} {_size(size)}; it grows at the next start")
+            say(f"  {'size now':<12} {_size(size)}; it grows by a restart, or else when it is paused and started")
     if found["removing"]:
         say("  It is being deleted: it goes as soon as its app has ended.", style="yellow")
     tiers = ", ".join(f"{name} ({_size(size)})" for name, size in found["tiers"].items()) or "nothing"

@@ -1,7 +1,7 @@
 """The persistent volumes of Spaces: one file with an ext4 file system each, of fixed size, mounted by us.
 
     <root>/<space id>/disk.img          the file; its blocks are taken as they are written
-    <root>/<space id>/growing           there while the file is larger than its file system may be
+    <root>/<space id>/growing           there while the file is larger than its file system may be: bytes of that
     <root>/<space id>/mounted/data      what a container has at /data
     <root>/<space id>/snapshots/<name>.img
 
@@ -25,6 +25,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from spaces_platform.adapters.process.shim import files
 from spaces_platform.errors import Conflict, DiskFull, NotFound, Unavailable
 from spaces_platform.ports import SNAPSHOT_NAME, Clock, VolumeUse
 
@@ -55,11 +56,11 @@ class DockerVolumes:
         """See ports.Volumes."""
         place = self._place(space_id)
         try:
-            image = (place / "disk.img").stat()
+            size = (place / "disk.img").stat().st_size
         except FileNotFoundError:
             return None
         kept = [(place / "snapshots" / f"{name}.img") for name in self._names(place)]
-        return VolumeUse(image.st_size, _taken(place / "disk.img"), sum(map(_taken, kept)))
+        return VolumeUse(_growing(place) or size, _taken(place / "disk.img"), sum(map(_taken, kept)))
 
     def snapshot(self, space_id: int) -> str:
         """See ports.Volumes. Writers wait while it is copied; at most KEEP are kept."""
@@ -73,7 +74,7 @@ class DockerVolumes:
             folder = place / "snapshots"
             folder.mkdir(exist_ok=True)
             name = next_name(self._clock.now(), self._names(place))
-            with _frozen(place / "mounted"):
+            with _held_still(place):
                 _copy(image, folder / f"{name}.img")
             for old in self._names(place)[:-KEEP]:
                 (folder / f"{old}.img").unlink()
@@ -92,7 +93,7 @@ class DockerVolumes:
             if self._in_use(space_id):
                 raise Conflict(f"Space {space_id} runs; pause it, then restore its volume")
             unmount_all(place / "mounted")
-            (place / "growing").touch()  # it is of another time, and may have been smaller
+            _mark_growing(place, source.stat().st_size)  # its file system may be smaller: it was growing then
             _copy(source, place / "disk.img")
 
     def remove(self, space_id: int) -> None:
@@ -119,33 +120,28 @@ class DockerVolumes:
             mounted, image = place / "mounted", place / "disk.img"
             mounted.mkdir(parents=True, exist_ok=True)
             data = mounted / "data"
-            is_mounted = os.path.ismount(mounted)
             if not image.exists():
                 _copy(self._disks.template(size, journal=True), image)
-            elif image.stat().st_size < size or (place / "growing").exists():
-                self._grow(place, max(size, image.stat().st_size), is_mounted=is_mounted)
-            if not is_mounted:
+            grows = image.stat().st_size < size or _growing(place) is not None
+            if not os.path.ismount(mounted):
+                if grows and not is_attached(image):
+                    _grow(place, size, grow_script)
+                    grows = False
                 run_script(mount_script(str(image), str(mounted)))
+            if grows:
+                self._grow_mounted(place, size)
             if not data.exists():
                 data.mkdir()
                 os.chown(data, user, user)
             return str(data)
 
-    def _grow(self, place: Path, size: int, *, is_mounted: bool) -> None:
-        """Make it `size` bytes large, and again what was cut short. A mounted one that cannot will be later."""
-        image, mark = str(place / "disk.img"), place / "growing"
-        mark.touch()
-        seconds = COMMAND_SECONDS + size / (1 << 30)
-        if not is_mounted:
-            run_script(grow_script(image, size), seconds=seconds)
-        else:
-            try:
-                run_script(grow_mounted_script(image, size), seconds=seconds)
-            except Unavailable as error:
-                # Its app is served meanwhile, in the room it had.
-                log.warning("the volume in %s grows once nothing has it mounted: %s", place, error)
-                return
-        mark.unlink()
+    def _grow_mounted(self, place: Path, size: int) -> None:
+        """Grow it beneath the apps that have it. Where the kernel does not let us, a start that has it alone does."""
+        try:
+            _grow(place, size, grow_mounted_script)
+        except Unavailable as error:
+            # Better an app in the room it had than none.
+            log.warning("the volume in %s does not grow while an app has it: %s", place, error)
 
     def release(self, space_id: int) -> None:
         """Unmount the Space's volume if nothing uses it."""
@@ -195,7 +191,7 @@ def grow_script(image: str, size: int) -> str:
 
 
 def grow_mounted_script(image: str, size: int) -> str:
-    """Make a mounted volume larger, beneath the apps that have it: ext4 grows while it is in use. See resize2fs(8)."""
+    """The same of a mounted one: ext4 grows while it is in use, where we have CAP_SYS_RESOURCE. See resize2fs(8)."""
     path = shlex.quote(image)
     return (
         f"truncate -s {size} {path}\n"
@@ -203,6 +199,44 @@ def grow_mounted_script(image: str, size: int) -> str:
         'losetup --set-capacity "$device"\n'
         'resize2fs "$device" >&2\n'
     )
+
+
+def _grow(place: Path, size: int, script: Callable[[str, int], str]) -> None:
+    """Make it `size` bytes large, or as large as its file is already where that was cut short. Raises Unavailable."""
+    image = place / "disk.img"
+    now = image.stat().st_size
+    size = max(size, now)
+    _mark_growing(place, now)
+    run_script(script(str(image), size), seconds=COMMAND_SECONDS + size / SLOWEST_DISK / 100)
+    (place / "growing").unlink()
+
+
+def _mark_growing(place: Path, size: int) -> None:
+    """Note how large the file system is, unless an earlier growth that did not end has done so."""
+    if _growing(place) is None:
+        files.replace(str(place / "growing"), f"{size}\n")
+
+
+def _growing(place: Path) -> int | None:
+    """Bytes of a file system that is to grow to the size of its file; None where it has that."""
+    try:
+        return int((place / "growing").read_text())
+    except FileNotFoundError:
+        return None
+
+
+def is_attached(image: Path) -> bool:
+    """Whether the kernel still has the file as a device: a container that somebody starts begins with a copy of our
+    mounts, and so keeps what we have unmounted for a moment.
+    """
+    return any(_backing(device) == str(image) for device in Path("/sys/block").glob("loop*"))
+
+
+def _backing(device: Path) -> str:
+    try:
+        return (device / "loop" / "backing_file").read_text().strip()
+    except OSError:
+        return ""  # not in use
 
 
 def next_name(now: datetime, names: Sequence[str]) -> str:
@@ -237,16 +271,25 @@ def _copy(source: Path, target: Path) -> None:
 
 
 @contextmanager
-def _frozen(mounted: Path) -> Iterator[None]:
-    """Hold all writes to a mounted file system, and have everything written before on its disk."""
-    if not os.path.ismount(mounted):
-        yield
-        return
-    _freeze(mounted, FIFREEZE)
+def _held_still(place: Path) -> Iterator[None]:
+    """Hold all writes to a volume, and have everything that was written before in its file.
+
+    One that is not mounted is, meanwhile: of one unmounted just now, the kernel may not have written all yet, since a
+    container that anybody starts begins with a copy of our mounts.
+    """
+    mounted = place / "mounted"
+    was_mounted = os.path.ismount(mounted)
+    if not was_mounted:
+        run_script(mount_script(str(place / "disk.img"), str(mounted)))
     try:
-        yield
+        _freeze(mounted, FIFREEZE)
+        try:
+            yield
+        finally:
+            _freeze(mounted, FITHAW)
     finally:
-        _freeze(mounted, FITHAW)
+        if not was_mounted:
+            unmount_all(mounted)
 
 
 def _freeze(mounted: Path, how: int) -> None:
