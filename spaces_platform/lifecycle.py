@@ -6,9 +6,8 @@ changes nothing. The stage (the Hub's word) is the product of two axes, what the
 run does (`RunAxis`), joined by the table `STAGES`.
 
 Invariants (tests/unit/test_lifecycle.py walks random histories): at most one live deployment and one candidate; a live
-deployment ends only by pause, delete, idleness, replacement (after it where hardware is too scarce for two, then
-before it) or its own exit; at most one is frozen, and only while its
-Space sleeps; deciding again on the world that the actions made yields no further action.
+deployment ends only by pause, delete, idleness, the removal of its Space's volume, replacement (after it where hardware
+is too scarce for two, then before it) or its own exit; at most one is frozen, and only while its Space sleeps; deciding again on the world that the actions made yields no further action.
 """
 
 from __future__ import annotations
