@@ -7,7 +7,8 @@ run does (`RunAxis`), joined by the table `STAGES`.
 
 Invariants (tests/unit/test_lifecycle.py walks random histories): at most one live deployment and one candidate; a live
 deployment ends only by pause, delete, idleness, the removal of its Space's volume, replacement (after it where hardware
-is too scarce for two, then before it) or its own exit; at most one is frozen, and only while its Space sleeps; deciding again on the world that the actions made yields no further action.
+is too scarce for two, then before it) or its own exit; at most one is frozen, and only while its Space sleeps;
+deciding again on the world that the actions made yields no further action.
 """
 
 from __future__ import annotations
