@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlmodel import col, select
@@ -29,6 +29,7 @@ from spaces_platform.ports import (
 from spaces_platform.routing import RouteFeed
 from spaces_platform.secrets import Vault
 from spaces_platform.settings import Settings
+from spaces_platform.storage import Storage
 from spaces_platform.store import Store, Transaction
 
 log = logging.getLogger(__name__)
@@ -75,12 +76,13 @@ class Deployments:
         feed: RouteFeed,
         log_store: LogStore,
         gpus: Gpus,
+        storage: Storage,
         freezer: Freezer | None = None,
     ) -> None:
         """`freezer`: the same orchestrator, where it can freeze."""
         self.store, self.clock, self.orchestrator, self.log_store = store, clock, orchestrator, log_store
         self.vault, self.settings, self.feed, self.freezer = vault, settings, feed, freezer
-        self.gpus = gpus
+        self.gpus, self.storage = gpus, storage
         self._passed = settings.passed_environment()
         self._held_up: dict[int, str] = {}
         """Deployments that the machine cannot start now (a full disk), and why."""
@@ -343,7 +345,7 @@ class Deployments:
     # --- inside ----------------------------------------------------------------------------------
     def _spec(self, space: Space, row: Deployment) -> DeploymentSpec:
         plan = run_from_json(row.plan)
-        limits = self.gpus.hardware.resources(row.hardware)
+        limits = replace(self.gpus.hardware.resources(row.hardware), volume=self.storage.size_of(space))
         with self.store.read() as db:
             gpus = self.gpus.of(db, row.id or 0)
             host = db.exec(select(Host).where(Host.space_id == space.id, Host.kind == "primary")).first()

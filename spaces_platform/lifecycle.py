@@ -6,9 +6,9 @@ changes nothing. The stage (the Hub's word) is the product of two axes, what the
 run does (`RunAxis`), joined by the table `STAGES`.
 
 Invariants (tests/unit/test_lifecycle.py walks random histories): at most one live deployment and one candidate; a live
-deployment ends only by pause, delete, idleness, replacement (after it where hardware is too scarce for two, then
-before it) or its own exit; at most one is frozen, and only while its
-Space sleeps; deciding again on the world that the actions made yields no further action.
+deployment ends only by pause, delete, idleness, the removal of its Space's volume, replacement (after it where hardware
+is too scarce for two, then before it) or its own exit; at most one is frozen, and only while its Space sleeps;
+deciding again on the world that the actions made yields no further action.
 """
 
 from __future__ import annotations
@@ -219,6 +219,8 @@ class Facts:
     """A new deployment can have its hardware only once the one that serves has ended."""
     waits_for_gpu: bool = False
     """Its start stands in the line for GPUs; whoever gives one back hints it."""
+    drops_volume: bool = False
+    """Its volume is to be removed: whatever has it open ends first, and nothing starts before."""
     routed: int | None = None
     """Deployment the route points to; None: parked."""
     unrouted: bool = False
@@ -289,8 +291,13 @@ class Unroute:
 
 
 @dataclass(frozen=True, slots=True)
+class RemoveVolume:
+    """Delete the volume and its snapshots. Only once nothing runs."""
+
+
+@dataclass(frozen=True, slots=True)
 class Purge:
-    """Remove the Space's rows, repository, artifacts and logs. Only once nothing runs."""
+    """Remove the Space's rows, repository, volume, artifacts and logs. Only once nothing runs."""
 
 
 Action = (
@@ -304,6 +311,7 @@ Action = (
     | Route
     | Park
     | Unroute
+    | RemoveVolume
     | Purge
 )
 
@@ -324,7 +332,8 @@ def decide(facts: Facts, now: float) -> Decision:
     if facts.desired is Desired.PAUSED:
         return _pause(facts, draining, check)
     build_axis, build_actions = _build_axis(facts)
-    run_axis, run_actions, run_check = _run_axis(facts, build_axis, now)
+    run = _clear_out(facts, now) if facts.drops_volume else _run_axis(facts, build_axis, now)
+    run_axis, run_actions, run_check = run
     return Decision(
         STAGES[build_axis][run_axis],
         (*build_actions, *draining, *run_actions),
@@ -349,7 +358,7 @@ def candidate_of(facts: Facts) -> DeploymentFacts | None:
 
 def kept_of(facts: Facts) -> DeploymentFacts | None:
     """The deployment that needs no start to serve again: frozen, or parked and not yet stopped, and still wanted."""
-    if facts.desired is not Desired.RUNNING:
+    if facts.desired is not Desired.RUNNING or facts.drops_volume:
         return None
     wanted, live, candidate = _wanted(facts), live_of(facts), candidate_of(facts)
     if any(d is not None and (d.artifact, d.generation) == wanted for d in (live, candidate)):
@@ -404,16 +413,31 @@ def _delete(facts: Facts, draining: tuple[Action, ...]) -> Decision:
 
 def _pause(facts: Facts, draining: tuple[Action, ...], check: float | None) -> Decision:
     actions: list[Action] = [CancelBuild(b.id) for b in facts.builds if _is_live(b)]
-    if facts.routed is not None:
-        actions.append(Park(asleep=False))
-    known = {a.deployment_id for a in draining if isinstance(a, StopDeployment)}
-    for d in facts.deployments:
-        # The one that serves drains first: the park above unroutes it, the next pass stops it.
-        if d.status is not DeploymentStatus.STOPPING and d.unrouted_at is None and not d.live and d.id not in known:
-            actions.append(StopDeployment(d.id))
+    actions += _end_all(facts)
+    if facts.drops_volume and not facts.deployments:
+        actions.append(RemoveVolume())
     if any(d.live for d in facts.deployments):
         check = 0.0
     return Decision(Stage.PAUSED, (*actions, *draining), check)
+
+
+def _end_all(facts: Facts) -> list[Action]:
+    """Unroute what serves, which drains and is stopped by `_drain`, and stop what never served."""
+    serves = facts.routed is not None or any(d.live for d in facts.deployments)
+    actions: list[Action] = [Park(asleep=False)] if serves else []
+    idle = (DeploymentStatus.STOPPING, DeploymentStatus.FROZEN)
+    for d in facts.deployments:
+        if d.status not in idle and d.unrouted_at is None and not d.live:
+            actions.append(StopDeployment(d.id))
+    return actions
+
+
+def _clear_out(facts: Facts, now: float) -> tuple[RunAxis, tuple[Action, ...], float | None]:
+    """The volume goes before anything starts again, and what has it open before that."""
+    axis = RunAxis.SLEEPING if _is_asleep(facts) else RunAxis.STARTING
+    if not facts.deployments:
+        return axis, (RemoveVolume(),), now
+    return axis, tuple(_end_all(facts)), now + LOOK_AGAIN
 
 
 def _build_axis(facts: Facts) -> tuple[BuildAxis, tuple[Action, ...]]:

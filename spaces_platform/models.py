@@ -104,6 +104,10 @@ class Space(SQLModel, table=True):
     hardware: str = "cpu-basic"
     sleep_after: int | None = None
     """Seconds; None: the platform's default; -1: never."""
+    storage: str | None = None
+    """Tier of its volume that was asked for; None: the platform's default."""
+    drops_volume: bool = False
+    """Its volume, with its snapshots, is to be removed before it starts again."""
     generation: int = 1
     salt: str = ""
     """Changed by a factory rebuild; part of the plan's id."""

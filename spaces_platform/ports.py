@@ -157,20 +157,61 @@ class GpuHost(Protocol):
         """All that deployments can have."""
 
 
+@dataclass(frozen=True, slots=True)
+class VolumeUse:
+    """One volume as it is now. Bytes."""
+
+    size: int
+    """What it is to hold, its file system's own tables included."""
+    used: int
+    """What it takes of the machine's disk."""
+    snapshots: int
+    """What its snapshots take of the machine's disk, together."""
+
+
+SNAPSHOT_NAME = "%Y%m%dT%H%M%S%fZ"
+"""The name of a snapshot is when it was taken, UTC; a later one has a greater name, whatever the clock does."""
+
+
 class Volumes(Protocol):
-    """The persistent volumes of Spaces, mounted at `/data`. A volume is made at its Space's first start."""
+    """The persistent volumes of Spaces, mounted at `/data`. A volume is made at its Space's first start.
+
+    All apps of a Space have it at once: an old and a new version for the moment of a swap. A start that asks for more
+    makes it larger, also while another one has it where the machine lets it, else the next start that has it alone.
+    None ever makes it smaller.
+    """
+
+    def use(self, space_id: int) -> VolumeUse | None:
+        """How large it is; None before its Space's first start."""
 
     def snapshot(self, space_id: int) -> str:
-        """A consistent copy of the volume as it is; its name. Raises NotFound, DiskFull."""
+        """A consistent copy of the volume as it is; its name. The oldest of too many go.
+
+        Writers wait until it is taken. Raises NotFound, DiskFull.
+        """
 
     def snapshots(self, space_id: int) -> Sequence[str]:
         """Names, oldest first."""
 
     def restore(self, space_id: int, name: str) -> None:
-        """Put a snapshot in the volume's place, whole or not at all. Raises NotFound; Conflict while the Space runs."""
+        """Put a snapshot in the volume's place, whole or not at all; snapshots stay.
+
+        Raises NotFound; Conflict while an app has the volume.
+        """
 
     def remove(self, space_id: int) -> None:
-        """Delete the volume and its snapshots. Removing the absent is success."""
+        """Delete the volume and its snapshots. Removing the absent is success.
+
+        Raises Unavailable while an app has the volume.
+        """
+
+
+@runtime_checkable
+class VolumeHost(Protocol):
+    """What an orchestrator is that can give Spaces persistent volumes."""
+
+    def persistent(self) -> Volumes | None:
+        """None where this machine cannot make them."""
 
 
 # --- repositories -------------------------------------------------------------------------------

@@ -40,6 +40,7 @@ from spaces_platform.lifecycle import (
     FreezeDeployment,
     Park,
     Purge,
+    RemoveVolume,
     Route,
     Stage,
     StartBuild,
@@ -56,6 +57,7 @@ from spaces_platform.settings import Settings
 from spaces_platform.spaces import repo_id
 from spaces_platform.store import Store
 from spaces_platform.traffic import Traffic
+from spaces_platform.volumes import SpaceVolumes
 
 log = logging.getLogger(__name__)
 
@@ -93,10 +95,12 @@ class Reconciler:
         planner: Planner,
         frozen: FrozenApps,
         gpus: Gpus,
+        volumes: SpaceVolumes,
     ) -> None:
         self.store, self.clock, self.repos, self.builds = store, clock, repos, builds
         self.deployments, self.traffic, self.queue, self.feed = deployments, traffic, queue, feed
         self.settings, self.planner, self.frozen, self.gpus = settings, planner, frozen, gpus
+        self.volumes = volumes
         self._began = self.now()
         self._unreleased: dict[str, tuple[int, float]] = {}
         """Claims that an outage of the database left: token -> Space and the claim's end."""
@@ -231,6 +235,8 @@ class Reconciler:
             traffic_known=self.traffic.is_known(now),
             swap_in_place=self.gpus.must_swap(space),
             waits_for_gpu=space.gpu_queued_at is not None,
+            # Where there are no volumes now, it is removed once there are again.
+            drops_volume=space.drops_volume and self.volumes.storage.volumes is not None,
             routed=space.routed,
             unrouted=space.unrouted,
         )
@@ -362,6 +368,8 @@ class Reconciler:
                 self.deployments.park(space_id, asleep=asleep)
             case Unroute():
                 self.deployments.park(space_id, asleep=False, unroute=True)
+            case RemoveVolume():
+                self.volumes.remove(space_id)
             case Purge():
                 self._purge(space_id)
 
@@ -447,6 +455,7 @@ class Reconciler:
         for artifact in artifacts - shared:
             self.builds.remove(artifact)
         self.repos.delete(repo_id(space_id))
+        self.volumes.storage.discard(space_id)
         with self.store.write() as tx:
             space = tx.get(Space, space_id)
             if space is None:

@@ -21,6 +21,9 @@ from urllib.parse import urlsplit
 from spaces_platform.errors import Invalid
 
 PREFIX = "SPACES_"
+STORAGE_TIERS = ("small", "medium", "large")
+"""What storage a Space may ask for, in the Hub's words, smallest first."""
+SMALLEST_VOLUME_MB = 16
 
 
 def _home() -> Path:
@@ -108,7 +111,15 @@ class Settings:
     app_memory_mb: int = _doc(2048, "Memory of one app on cpu-basic.")
     app_disk_mb: int = _doc(4096, "Disk one app may write.")
     app_processes: int = _doc(512, "Processes of one app.")
-    volume_mb: int = _doc(1024, "Size of the persistent volume at `/data` of each Space in a container. 0: none.")
+    volume_mb: int = _doc(
+        1024,
+        "Size of the persistent volume at `/data` that each Space in a container has unasked, static ones aside. "
+        "0: only those that ask.",
+    )
+    volume_small_mb: int = _doc(4096, "Size of the volume of a Space that asks for storage `small`.")
+    volume_medium_mb: int = _doc(16384, "The same for `medium`.")
+    volume_large_mb: int = _doc(65536, "The same for `large`.")
+    volume_most: str = _doc("large", "The largest storage that may be asked for: `small`, `medium`, `large` or `none`.")
     frozen_mb: int = _doc(
         -1, "Memory that frozen (idle, kept) containers may hold together. -1: a quarter of the machine's; 0: none."
     )
@@ -175,9 +186,23 @@ class Settings:
             raise Invalid("builder and orchestrator must both be `docker`, or neither: images run only in containers.")
         if self.gpu_quota < -1:
             raise Invalid(f"gpu_quota {self.gpu_quota} is not -1 (no limit), 0 (none) or more.")
+        self._check_volumes()
         for name in ("build_slots", "start_slots"):
             if getattr(self, name) < 1:
                 raise Invalid(f"{name} must be at least 1.")
+
+    def _check_volumes(self) -> None:
+        if self.volume_most not in ("none", *STORAGE_TIERS):
+            raise Invalid(f"volume_most {self.volume_most!r} is not one of none, {', '.join(STORAGE_TIERS)}.")
+        names = ["volume_mb", *(f"volume_{tier}_mb" for tier in STORAGE_TIERS)]
+        least = 0
+        for name in names:
+            size = getattr(self, name)
+            if size < SMALLEST_VOLUME_MB and not (name == "volume_mb" and size == 0):
+                raise Invalid(f"{name} {size} is less than {SMALLEST_VOLUME_MB}, which a file system takes for itself.")
+            if size < least:
+                raise Invalid(f"{name} {size} is smaller than the one before it ({least}): {', '.join(names)} ascend.")
+            least = size
 
     @property
     def url(self) -> str:

@@ -34,6 +34,7 @@ from spaces_platform.ports import Clock, FileChange, Queue, Repo, RepoStore, Tas
 from spaces_platform.routing import RouteFeed
 from spaces_platform.secrets import Vault
 from spaces_platform.settings import Settings
+from spaces_platform.storage import Storage
 from spaces_platform.store import Store, Transaction
 
 SDKS = ("gradio", "streamlit", "dash", "static", "docker")
@@ -61,6 +62,8 @@ class NewSpace:
     visibility: str = "public"
     hardware: str = "cpu-basic"
     sleep_after: int | None = None
+    storage: str | None = None
+    """Tier of its volume; None: the platform's default."""
     variables: Sequence[Setting] = ()
     secrets: Sequence[Setting] = ()
     files: Mapping[str, bytes] = field(default_factory=dict)
@@ -78,9 +81,11 @@ class Spaces:
         settings: Settings,
         feed: RouteFeed,
         hardware: Hardware,
+        storage: Storage,
     ) -> None:
         self.store, self.clock, self.repos, self.queue = store, clock, repos, queue
         self.vault, self.settings, self.feed, self.hardware = vault, settings, feed, hardware
+        self.storage = storage
         self.unrecorded: set[int] = set()
         """Spaces with a push that git stored and whose record failed; the sweep takes them up."""
 
@@ -170,6 +175,8 @@ class Spaces:
             raise Unauthenticated("Sign in to create a Space.")
         _check_new(new)
         self.hardware.check(new.hardware)
+        if new.storage is not None:
+            self.storage.check(new.storage)
         with self.store.write() as tx:
             owner = self._owner(tx, new.owner, actor)
             existing = tx.exec(select(Space).where(Space.owner_id == owner.id, Space.key == new.name.lower())).first()
@@ -184,7 +191,7 @@ class Spaces:
                 id=_next_id(tx), owner_id=owner.id or 0, owner=owner.name, name=new.name, key=new.name.lower(),
                 creator_id=actor.id or 0,
                 visibility=new.visibility, sdk=new.sdk, title=new.name, hardware=new.hardware,
-                sleep_after=new.sleep_after,
+                sleep_after=new.sleep_after, storage=new.storage,
                 created_at=self.now(), modified_at=self.now(),
             )  # fmt: skip
             tx.add(space)
@@ -196,6 +203,7 @@ class Spaces:
                 self._put_secret(tx, space, setting)
             # What lies there is of a Space whose row was never written, perhaps somebody else's.
             self.repos.delete(repo_id(space.id or 0))
+            self.storage.discard(space.id or 0)
             # The repository first: a row without one would be a Space that nobody can push to.
             repo = self.repos.create(repo_id(space.id or 0))
             if new.files:
@@ -363,6 +371,34 @@ class Spaces:
 
         self._require(space, actor, Access.WRITE)
         return self._update(space, actor, "space.hardware", change, {"hardware": flavor})
+
+    def set_storage(self, space: Space, actor: Actor, tier: str) -> Space:
+        """Ask for storage; the app restarts with it. What the volume holds stays.
+
+        Raises Forbidden; Invalid for a tier that there is not, or that is smaller, or where there are no volumes.
+        """
+        self._require(space, actor, Access.WRITE)
+
+        def change(row: Space) -> None:
+            self.storage.check(tier, row.storage)
+            if row.storage != tier:
+                row.storage, row.generation = tier, row.generation + 1
+
+        return self._update(space, actor, "space.storage", change, {"tier": tier})
+
+    def delete_storage(self, space: Space, actor: Actor) -> Space:
+        """Have the volume and its snapshots removed once its app has ended, which then starts with an empty one of the
+        platform's default size, or none. Raises Forbidden; Invalid where there are no volumes.
+
+        Snapshots go as well, which who may only write could not bring about otherwise: this is for who may delete.
+        """
+        self._require(space, actor, Access.ADMIN)
+        self.storage.require()
+
+        def change(row: Space) -> None:
+            row.storage, row.drops_volume, row.generation = None, True, row.generation + 1
+
+        return self._update(space, actor, "space.storage_deleted", change)
 
     def set_sleep_after(self, space: Space, actor: Actor, seconds: int) -> Space:
         """-1: never. Raises Forbidden, Invalid."""

@@ -56,6 +56,8 @@ from spaces_platform.ports import (
     RunStatus,
     Task,
     TxtRecords,
+    VolumeHost,
+    Volumes,
 )
 from spaces_platform.quotas import Quotas
 from spaces_platform.reconciler import Planner, Reconciler
@@ -63,9 +65,11 @@ from spaces_platform.routing import RouteFeed, Routes, Told
 from spaces_platform.secrets import Vault
 from spaces_platform.settings import Settings
 from spaces_platform.spaces import Spaces
+from spaces_platform.storage import Storage
 from spaces_platform.store import Store
 from spaces_platform.sweep import Sweep
 from spaces_platform.traffic import Traffic
+from spaces_platform.volumes import SpaceVolumes
 
 if TYPE_CHECKING:
     from spaces_platform.adapters.celery_app import CeleryConfig
@@ -118,6 +122,7 @@ class Platform:
     hardware: Hardware
     gpus: Gpus
     quotas: Quotas
+    volumes: SpaceVolumes
     lease: ControlLease | None = None
     """On a database that other machines reach too."""
     superseded: Callable[[], None] = lambda: None
@@ -285,6 +290,7 @@ def build_platform(settings: Settings) -> Platform:
         settings, clock=clock, store=store, vault=Vault.load(settings.data / "keys"), repos=_repos(settings),
         builder=builder, orchestrator=orchestrator, logs=_logs(settings, clock), queue=queue,
         planner=Planner(runtime_images.load(), pythons, settings.builder == "docker"), isolation=isolation,
+        volumes=orchestrator.persistent() if isinstance(orchestrator, VolumeHost) else None,
     )  # fmt: skip
     hear(platform, hints)
     return platform
@@ -542,6 +548,7 @@ def assemble(
     planner: Planner,
     isolation: Isolation,
     dns: TxtRecords | None = None,
+    volumes: Volumes | None = None,
 ) -> Platform:
     """The platform on these adapters. Starts nothing."""
     feed, log_feed, traffic = RouteFeed(), LogFeed(), Traffic()
@@ -549,15 +556,19 @@ def assemble(
     gpus = Gpus(store, clock, queue, hardware, settings)
     logs = AnnouncedLogs(logs, log_feed.changed)
     accounts = Accounts(store, clock)
-    spaces = Spaces(store, clock, repos, queue, vault, settings, feed, hardware)
+    storage = Storage(settings, volumes)
+    space_volumes = SpaceVolumes(
+        store, clock, storage, lambda: shutil.disk_usage(settings.data).free, settings.disk_floor_mb << 20
+    )
+    spaces = Spaces(store, clock, repos, queue, vault, settings, feed, hardware, storage)
     files = BuildFiles(settings.data / "builds")
     inputs = partial(build_inputs.gather, store, vault)
     builds = Builds(store, clock, repos, builder, logs, queue, feed, settings.build_slots, inputs, files)
     freezer = orchestrator if isinstance(orchestrator, Freezer) else None
-    deployments = Deployments(store, clock, orchestrator, vault, settings, feed, logs, gpus, freezer)
+    deployments = Deployments(store, clock, orchestrator, vault, settings, feed, logs, gpus, storage, freezer)
     frozen = FrozenApps(store, clock, orchestrator, freezer, queue, settings)
     reconciler = Reconciler(
-        store, clock, repos, builds, deployments, traffic, queue, feed, settings, planner, frozen, gpus
+        store, clock, repos, builds, deployments, traffic, queue, feed, settings, planner, frozen, gpus, space_volumes
     )
     housekeeping = Housekeeping(store, clock, repos, builder, logs, files)
     sweep = Sweep(store, clock, repos, orchestrator, traffic, queue, spaces.unrecorded)
@@ -565,7 +576,7 @@ def assemble(
         settings, clock, store, vault, repos, builder, orchestrator, logs, queue, feed, log_feed, traffic,
         Routes(store, settings), accounts, spaces, builds, deployments, reconciler, sweep, frozen, housekeeping,
         Domains(store, clock, settings, feed, dns or DnsTxt(settings.dns)), isolation, hardware, gpus,
-        Quotas(store, clock, queue, settings),
+        Quotas(store, clock, queue, settings), space_volumes,
         None if store.is_sqlite else ControlLease(store, f"{socket.gethostname()}:{settings.data.resolve()}"),
     )  # fmt: skip
     builds.is_disk_free, builds.is_stopping = lambda: may_build(settings, builder), platform.is_stopping

@@ -27,6 +27,7 @@ from spaces_platform.api import (
     platform_domains,
     platform_quotas,
     platform_spaces,
+    platform_volumes,
     resolve,
     streams,
 )
@@ -46,7 +47,7 @@ COMMITS_AT_ONCE = 4
 DESCRIPTION = "Self-hosted Spaces. The routes of the Hub answer its own clients with `HF_ENDPOINT` set to this address."
 COMMON = {400: "The request is not valid.", 401: "Not signed in, or not found for the anonymous.", 403: "Not allowed.",
           404: "Not found.", 409: "It exists, or changed meanwhile.", 413: "Too large.", 429: "Too many requests.",
-          503: "A part of the platform is not available now."}  # fmt: skip
+          503: "A part of the platform is not available now.", 507: "The disk is full."}  # fmt: skip
 
 
 def create_app(platform: Platform) -> FastAPI:
@@ -59,7 +60,15 @@ def create_app(platform: Platform) -> FastAPI:
     state.commit_turns = asyncio.Semaphore(COMMITS_AT_ONCE)
     failures.install(app)
     hub = (hub_accounts, hub_runtime, hub_repos, hub_content, streams, resolve)
-    for module in (*hub, platform_spaces, platform_domains, platform_accounts, platform_quotas, internal):
+    for module in (
+        *hub,
+        platform_spaces,
+        platform_volumes,
+        platform_domains,
+        platform_accounts,
+        platform_quotas,
+        internal,
+    ):
         app.include_router(module.router)
     app.include_router(make_git_router(PlatformGit(platform), platform.repos))
     _add_health(app, platform)

@@ -33,6 +33,7 @@ def create(body: CreateIn, actor: UserDep, platform: PlatformDep, base: BaseDep)
         visibility=visibility_of(body.visibility, body.private) or "public",
         hardware=body.hardware or "cpu-basic",
         sleep_after=body.sleepTimeSeconds,
+        storage=body.storageTier,
         variables=settings_of(body.variables),
         secrets=settings_of(body.secrets),
         files=first_files(body),

@@ -1,4 +1,4 @@
-"""What a Space runs as: stage, hardware, sleep time, pause, restart, variables and secrets (hub-api 4)."""
+"""What a Space runs as: stage, hardware, storage, sleep time, pause, restart, variables and secrets (hub-api 4)."""
 
 from __future__ import annotations
 
@@ -8,8 +8,18 @@ from fastapi import APIRouter
 
 from spaces_platform.accounts import Actor, access
 from spaces_platform.api import views
-from spaces_platform.api.deps import ActorDep, PlatformDep, ReadableSpace, UserDep, WritableSpace
-from spaces_platform.api.schemas import Done, HardwareIn, HostOut, KeyIn, Open, Runtime, SettingIn, SleepTimeIn
+from spaces_platform.api.deps import ActorDep, OwnSpace, PlatformDep, ReadableSpace, UserDep, WritableSpace
+from spaces_platform.api.schemas import (
+    Done,
+    HardwareIn,
+    HostOut,
+    KeyIn,
+    Open,
+    Runtime,
+    SettingIn,
+    SleepTimeIn,
+    StorageIn,
+)
 from spaces_platform.api.signing import SECONDS, sign
 from spaces_platform.errors import Invalid
 from spaces_platform.hardware import Flavor
@@ -101,6 +111,16 @@ def pause(space: WritableSpace, actor: ActorDep, platform: PlatformDep) -> dict[
 @router.post(AT + "/hardware", response_model=Runtime, summary="Ask for hardware")
 def set_hardware(body: HardwareIn, space: WritableSpace, actor: ActorDep, platform: PlatformDep) -> dict[str, Any]:
     return _runtime(platform, platform.spaces.set_hardware(space, actor, body.flavor, body.sleepTimeSeconds), actor)
+
+
+@router.post(AT + "/storage", response_model=Runtime, summary="Ask for a persistent volume; a larger one grows it")
+def request_storage(body: StorageIn, space: WritableSpace, actor: ActorDep, platform: PlatformDep) -> dict[str, Any]:
+    return _runtime(platform, platform.spaces.set_storage(space, actor, body.tier), actor)
+
+
+@router.delete(AT + "/storage", response_model=Runtime, summary="Remove the volume, all data and snapshots in it")
+def delete_storage(space: OwnSpace, actor: ActorDep, platform: PlatformDep) -> dict[str, Any]:
+    return _runtime(platform, platform.spaces.delete_storage(space, actor), actor)
 
 
 @router.post(AT + "/sleeptime", response_model=Runtime, summary="Seconds without visitors until it sleeps; -1: never")

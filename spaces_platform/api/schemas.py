@@ -56,6 +56,7 @@ class CreateIn(BaseModel):
     private: bool | None = None
     hardware: str | None = None
     sleepTimeSeconds: Count | None = None
+    storageTier: Name | None = None
     short_description: Short | None = None
     secrets: Annotated[list[SettingIn], Field(max_length=200)] = []
     variables: Annotated[list[SettingIn], Field(max_length=200)] = []
@@ -84,6 +85,11 @@ class SettingsIn(BaseModel):
 class HardwareIn(BaseModel):
     flavor: Name
     sleepTimeSeconds: Count | None = None
+
+
+class StorageIn(BaseModel):
+    tier: Name
+    """`small` | `medium` | `large`."""
 
 
 class QuotaIn(BaseModel):
@@ -199,6 +205,7 @@ class Runtime(Open):
     sha: str | None
     errorMessage: str | None
     gcTimeout: int | None
+    storage: str | None
 
 
 class Info(Open):
@@ -280,6 +287,7 @@ class SpaceStatus(BaseModel):
     page: str
     gitUrl: str
     hardware: str
+    storage: str | None
     sleepAfter: int
     progress: ProgressOut | None
     build: BuildOut | None
@@ -318,6 +326,28 @@ class DomainOut(BaseModel):
     createdAt: float
     verifiedAt: float | None
     checkedAt: float | None
+
+
+class VolumeOut(BaseModel):
+    tier: str | None
+    """As asked for; null: the platform's default."""
+    mountPath: str
+    wantedBytes: int
+    """What it is to have at the next start; 0: there will be none."""
+    sizeBytes: int | None
+    """What it has; null before the first start."""
+    usedBytes: int
+    """What it takes of the machine's disk, and its snapshots beside it."""
+    snapshotBytes: int
+    removing: bool
+    """It goes as soon as its app has ended."""
+    tiers: dict[str, int]
+    """What may be asked for here: bytes by tier."""
+
+
+class SnapshotOut(BaseModel):
+    name: str
+    takenAt: float
 
 
 class EventOut(BaseModel):

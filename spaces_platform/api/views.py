@@ -119,7 +119,7 @@ def runtime(view: View, mine: Access, settings: Settings) -> dict[str, Any]:
     return {
         "stage": stage,
         "hardware": {"current": view.routed.hardware if view.routed else None, "requested": space.hardware},
-        "storage": None,
+        "storage": space.storage,
         "gcTimeout": sleep,
         "replicas": {"current": 1 if up else 0, "requested": 1},
         "devMode": False,
@@ -215,6 +215,7 @@ def status(platform: Platform, space: Space, actor: Actor, base: str | None = No
         "page": f"{base}/spaces/{name}",
         "gitUrl": f"{base}/spaces/{name}",
         "hardware": space.hardware,
+        "storage": space.storage,
         "sleepAfter": space.sleep_after if space.sleep_after is not None else settings.sleep_after,
         "progress": progress_of(space, live),
         "build": build(platform, view.build) if view.build is not None and writer else None,

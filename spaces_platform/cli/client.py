@@ -177,9 +177,12 @@ class Client:
             code = NOT_SIGNED_IN
             fix = f"Sign in with `spaces login {self.url}`. The token used comes from {self.who.source}."
         elif answer.status_code == 404:
-            code, fix = NOT_FOUND, "See the names with `spaces list`."
+            code = NOT_FOUND
             named = re.search(r"/spaces/([^/]+/[^/?]+)", answer.request.url.path)
-            message = f"There is no Space {named[1]} on {self.url}, or you may not see it." if named else message
+            # Not only a Space may be missing: a build, a domain or a snapshot of one says so itself.
+            if named and answer.headers.get("x-error-code") == "RepoNotFound":
+                message = f"There is no Space {named[1]} on {self.url}, or you may not see it."
+                fix = "See the names with `spaces list`."
         elif answer.status_code in (502, 503):
             fix = "The platform is starting or busy; try again in a moment."
         return Failure(message, fix, code=code, status=answer.status_code, **data)

@@ -11,7 +11,7 @@ import sys
 
 import typer
 
-from spaces_platform.cli import domain_commands, hardware_commands, platform_commands, space_commands
+from spaces_platform.cli import domain_commands, hardware_commands, platform_commands, space_commands, volume_commands
 from spaces_platform.cli.console import INTERRUPTED, USAGE, Failure, report
 
 app = typer.Typer(
@@ -26,6 +26,7 @@ platform_commands.add_to(app)
 space_commands.add_to(app)
 domain_commands.add_to(app)
 hardware_commands.add_to(app)
+volume_commands.add_to(app)
 
 
 def main(arguments: list[str] | None = None) -> None:

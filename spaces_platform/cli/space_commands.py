@@ -166,7 +166,7 @@ def info(space: Space = None, as_json: Json = False) -> None:
     for title, value in (
         ("url", urls["browser"]), ("direct", urls.get("direct")), ("page", status["page"]), ("git", status["gitUrl"]),
         ("head", status["head"]), ("serving", status.get("servingCommit")), ("sdk", status["sdk"]),
-        ("visibility", status["visibility"]), ("sleep after", status["sleepAfter"]),
+        ("visibility", status["visibility"]), ("storage", status["storage"]), ("sleep after", status["sleepAfter"]),
     ):  # fmt: skip
         say(f"  {title:<12} {'-' if value is None else value}")
 
@@ -281,10 +281,10 @@ def delete(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Delete a Space: its app, repository, secrets and logs. This cannot be undone."""
+    """Delete a Space: its app, repository, volume, secrets and logs. This cannot be undone."""
     client, space = _client(space)
     client.get(f"/api/platform/spaces/{space}")
-    confirm(f"Delete {space} with its repository, secrets and logs?", yes or as_json)
+    confirm(f"Delete {space} with its repository, volume, secrets and logs?", yes or as_json)
     owner, name = space.split("/")
     client.call("DELETE", "/api/repos/delete", json={"type": "space", "organization": owner, "name": name})
     result({"deleted": space}, as_json, f"Deleted {space}.")

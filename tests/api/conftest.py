@@ -30,14 +30,17 @@ from spaces_platform.gpus import Gpus
 from spaces_platform.hardware import Hardware, Machine, parse_gpus
 from spaces_platform.logs import LogFeed
 from spaces_platform.models import Deployment, Space
-from spaces_platform.ports import Isolation, LogLine, Task
+from spaces_platform.ports import Isolation, LogLine, Task, Volumes
 from spaces_platform.quotas import Quotas
 from spaces_platform.routing import RouteFeed, Routes
 from spaces_platform.secrets import Vault
 from spaces_platform.settings import Settings
 from spaces_platform.spaces import NewSpace, Spaces
+from spaces_platform.storage import Storage
 from spaces_platform.store import Store
 from spaces_platform.traffic import Traffic
+from spaces_platform.volumes import SpaceVolumes
+from tests.fakes.volumes import FakeVolumes
 from tests.services import databases
 
 
@@ -121,6 +124,7 @@ class World:
     hardware: Hardware
     gpus: Gpus
     quotas: Quotas
+    volumes: SpaceVolumes
     log_feed: LogFeed = field(default_factory=LogFeed)
     orchestrator: object = None
     isolation: Isolation = field(default_factory=lambda: Isolation("none", "nothing runs here"))
@@ -164,7 +168,8 @@ class World:
         return row  # type: ignore[no-any-return]
 
 
-def make_world(data: Path, template: Path | None = None, **given: Any) -> World:
+def make_world(data: Path, template: Path | None = None, volumes: Volumes | None = None, **given: Any) -> World:
+    """`volumes`: as containers have them; None: as processes have none."""
     (data / "run").mkdir(parents=True, exist_ok=True)
     if template is not None:
         databases.copy(template, data)
@@ -181,7 +186,8 @@ def make_world(data: Path, template: Path | None = None, **given: Any) -> World:
     # As slow as in service a hash would cost more than all the rest of these tests.
     accounts._hasher = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
     hardware = Hardware(settings, Machine(2.0, 4 << 30), parse_gpus(settings.gpus))
-    spaces = Spaces(store, clock, repos, queue, vault, settings, feed, hardware)
+    storage = Storage(settings, volumes)
+    spaces = Spaces(store, clock, repos, queue, vault, settings, feed, hardware, storage)
     files = BuildFiles(data / "builds")
     inputs = partial(build_inputs.gather, store, vault)
     builds = Builds(store, clock, repos, None, logs, queue, feed, 2, inputs, files)  # type: ignore[arg-type]
@@ -189,6 +195,7 @@ def make_world(data: Path, template: Path | None = None, **given: Any) -> World:
         settings, clock, store, vault, repos, logs, queue, feed, Traffic(), Routes(store, settings), accounts, spaces,
         builds, StoredDeployments(store, logs), Domains(store, clock, settings, feed, NoRecords()),
         hardware, Gpus(store, clock, queue, hardware, settings), Quotas(store, clock, queue, settings),
+        SpaceVolumes(store, clock, storage, lambda: 1 << 40, 0),
     )  # fmt: skip
 
 
@@ -210,7 +217,7 @@ def peopled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, s
 
 @pytest.fixture
 def world(tmp_path: Path, peopled: tuple[Path, dict[str, str]]) -> Iterator[World]:
-    made = make_world(tmp_path / "data", peopled[0])
+    made = make_world(tmp_path / "data", peopled[0], FakeVolumes(SystemClock()))
     made.tokens.update(peopled[1])
     yield made
     made.store.close()

@@ -8,7 +8,15 @@ import sys
 from pathlib import Path
 
 import pytest
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, SpaceHardware, SpaceStage
+from huggingface_hub import (
+    CommitOperationAdd,
+    CommitOperationDelete,
+    HfApi,
+    SpaceHardware,
+    SpaceRuntime,
+    SpaceStage,
+    SpaceStorage,
+)
 from huggingface_hub.errors import (
     BadRequestError,
     EntryNotFoundError,
@@ -16,6 +24,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.utils import get_session, hf_raise_for_status
 
 from spaces_platform.models import Build
 from tests.api.conftest import Served
@@ -92,6 +101,29 @@ def test_settings_and_runtime(api: HfApi, served: Served) -> None:
     runtime = api.wait_for_space("alice/demo", timeout=5)
     assert runtime.stage == SpaceStage.RUNNING
     assert runtime.raw["sha"] == "c" * 40
+
+
+def test_storage(api: HfApi, served: Served) -> None:
+    """The functions are those of huggingface_hub 1.x; newer ones have lost them, and read what is answered."""
+    served.world.space("alice/demo")
+    assert storage(api, "POST", {"tier": "small"}).storage == "small"
+    assert storage(api, "POST", {"tier": "medium"}).storage == SpaceStorage.MEDIUM
+    with pytest.raises(BadRequestError, match="never shrinks"):
+        storage(api, "POST", {"tier": "small"})
+    assert api.get_space_runtime("alice/demo").storage == "medium"
+    info = api.space_info("alice/demo")
+    assert info.runtime is not None
+    assert info.runtime.storage == "medium"
+    assert storage(api, "DELETE").storage is None
+
+
+def storage(api: HfApi, method: str, body: dict[str, str] | None = None) -> SpaceRuntime:
+    """HfApi.request_space_storage and delete_space_storage of 1.x, line by line."""
+    answer = get_session().request(
+        method, f"{api.endpoint}/api/spaces/alice/demo/storage", headers=api._build_hf_headers(), json=body
+    )
+    hf_raise_for_status(answer)
+    return SpaceRuntime(answer.json())
 
 
 def test_errors_are_the_clients_own(api: HfApi, served: Served) -> None:

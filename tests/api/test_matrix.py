@@ -12,7 +12,7 @@ from tests.api.conftest import Caller, World
 PATHS = {
     "owner": "alice", "name": "app", "rev": "main", "path": "README.md", "id": "1", "branch": "x", "tag": "x",
     "org": "alice", "user": "bob", "username": "alice", "organization": "alice", "subdomain": "alice-app",
-    "topic": "a/b",
+    "topic": "a/b", "snapshot": "20200101T000000000000Z",
 }  # fmt: skip
 WHO = (None, "bob", "alice:read", "alice", "admin")
 OPEN_WRITES = {"/api/validate-yaml", "/api/platform/session", "/api/platform/spaces/{owner}/{name}/wake"}
@@ -78,6 +78,7 @@ def test_a_read_token_changes_nothing(call: Caller, world: World) -> None:
     before = world.spaces.by_id(space.id or 0)
     cases: list[tuple[str, str, dict[str, object] | None]] = [
         ("POST", "restart", None), ("POST", "pause", None), ("POST", "hardware", {"flavor": "cpu-basic"}),
+        ("POST", "storage", {"tier": "small"}), ("DELETE", "storage", None),
         ("POST", "sleeptime", {"seconds": 60}), ("POST", "secrets", {"key": "A", "value": "1"}),
         ("DELETE", "secrets", {"key": "A"}), ("POST", "variables", {"key": "A", "value": "1"}),
         ("DELETE", "variables", {"key": "A"}), ("PUT", "settings", {"private": True}),

@@ -38,6 +38,34 @@ def python(text: str, **given: Any) -> dict[str, str]:
 
 _FRONT = {"startup_duration_timeout"}
 
+_KEEPER = """
+import http.server, os
+class Keeper(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        verb, _, word = self.path.strip("/").partition("/")
+        if verb == "write":
+            with open("/data/word", "w") as file:
+                file.write(word)
+        if verb == "read":
+            body = open("/data/word").read() if os.path.exists("/data/word") else "nothing"
+        elif verb == "size":
+            found = os.statvfs("/data")
+            body = str(found.f_blocks * found.f_frsize >> 20)
+        else:
+            body = TEXT
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(body.encode())
+    def log_message(self, *_):
+        pass
+http.server.ThreadingHTTPServer(("", int(os.environ["PORT"])), Keeper).serve_forever()
+"""
+
+
+def keeper(text: str) -> dict[str, str]:
+    """An app that says `text`, and keeps a word at /data: `/write/WORD`, `/read`, and `/size` of it in MiB."""
+    return {**python(text), "app.py": f"TEXT = {text!r}\n{_KEEPER}"}
+
 
 class ContainerSystem(System):
     """`up()` starts single-host mode on an engine and a Redis that are there."""
@@ -54,7 +82,7 @@ class ContainerSystem(System):
 
     def containers(self) -> dict[int, Any]:
         """Deployment id -> its container, whatever state it is in."""
-        found = self.engine.containers.list(all=True, filters={"label": self.label})
+        found = self.engine.containers.list(all=True, filters={"label": self.label}, ignore_removed=True)
         return {int(c.labels[DEPLOYMENT]): c for c in found}
 
     def app_processes(self) -> dict[int, list[int]]:

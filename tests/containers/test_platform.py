@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import tempfile
@@ -10,10 +11,12 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.containers.platforms import PYTHON, ContainerSystem, python
+from spaces_platform.adapters.docker.volumes import is_attached
+from tests.containers.platforms import PYTHON, ContainerSystem, keeper, python
 from tests.faults import apps
 from tests.faults.system import ROOT, until
 from tests.faults.visitors import Crowd
@@ -174,6 +177,78 @@ def test_apps_go_on_while_the_control_plane_or_a_worker_is_killed(system: Contai
     after = {number: c.id for number, c in system.containers().items()}
     assert before.items() <= after.items(), "an app was restarted"
     system.check()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="volumes are mounted by root")
+def test_what_an_app_writes_at_data_outlives_its_versions_and_can_be_put_back(system: ContainerSystem) -> None:
+    at = "/api/platform/spaces/admin/store/volume"
+    system.create("store")
+    system.push("store", keeper("one"))
+    system.wait_serving("store", "one", BUILD_SECONDS)
+    space = system.space_id("store")
+    image = system.data / f"containers/volumes/{space}/disk.img"
+    assert system.get("store", "/read").text == "nothing"
+    assert 900 < int(system.get("store", "/size").text) <= 1024
+    system.get("store", "/write/first")
+    # A new version takes over while visitors read: both have the volume for the moment of the swap.
+    system.push("store", keeper("two"))
+    with Crowd(system.port, "admin-store.localhost").probe(20) as visitors:
+        until(lambda: "two" in visitors.outcome.texts, BUILD_SECONDS, "two serves")
+    assert visitors.outcome.failed == []
+    assert system.get("store", "/read").text == "first"
+    name = system.api("POST", f"{at}/snapshots")["name"]
+    system.get("store", "/write/spoilt")
+    # More of it: what is there stays, and it has grown at the latest after a pause.
+    system.api("POST", "/api/spaces/admin/store/storage", {"tier": "small"})
+    until(lambda: len(_deployments(system, space)) == 3 and _serves(system, "store"), BUILD_SECONDS, "a restart")
+    assert system.get("store", "/read").text == "spoilt"
+    system.api("POST", f"{at}/snapshots/{name}/restore", expect=409)
+    system.api("POST", "/api/spaces/admin/store/pause")
+    until(lambda: not _containers(system, space), 60, "the app has ended")
+    until(lambda: not is_attached(image), 60, "the kernel lets go of its volume")
+    until(lambda: _restored(system, f"{at}/snapshots/{name}/restore"), 60, "the snapshot is put back")
+    system.api("POST", "/api/spaces/admin/store/restart")
+    system.wait_serving("store", "two", BUILD_SECONDS)
+    assert system.get("store", "/read").text == "first"
+    assert 3900 < int(system.get("store", "/size").text) <= 4096
+    assert system.api("GET", at)["sizeBytes"] == 4096 << 20
+    # Deleted: it starts anew, with nothing in it.
+    system.api("DELETE", "/api/spaces/admin/store/storage")
+    until(lambda: not _row(system, space)["drops_volume"], BUILD_SECONDS, "the volume is removed")
+    system.wait_serving("store", "two", BUILD_SECONDS)
+    assert system.get("store", "/read").text == "nothing"
+    assert system.api("GET", f"{at}/snapshots") == []
+    # The control plane dies while the Space is deleted; the next one ends that.
+    system.api("DELETE", "/api/repos/delete", {"type": "space", "organization": "admin", "name": "store"})
+    system.kill("control")
+    system.wait_ready(60)
+    until(lambda: _row(system, space)["purged_at"] is not None, 60, "the Space is gone")
+    assert not image.parent.exists()
+
+
+def _row(system: ContainerSystem, space: int) -> dict[str, Any]:
+    return system.rows("SELECT drops_volume, purged_at FROM space WHERE id = ?", space)[0]
+
+
+def _deployments(system: ContainerSystem, space: int) -> list[dict[str, Any]]:
+    return system.rows("SELECT id FROM deployment WHERE space_id = ?", space)
+
+
+def _containers(system: ContainerSystem, space: int) -> list[int]:
+    return [row["id"] for row in _deployments(system, space) if row["id"] in system.containers()]
+
+
+def _serves(system: ContainerSystem, name: str) -> bool:
+    newest = max(row["id"] for row in _deployments(system, system.space_id(name)))
+    live = system.rows("SELECT id FROM deployment WHERE live AND space_id = ?", system.space_id(name))
+    return [row["id"] for row in live] == [newest]
+
+
+def _restored(system: ContainerSystem, path: str) -> bool:
+    """False while the platform says that the app still ends."""
+    status, found = system.api("POST", path, expect=None)
+    assert status in (200, 503), found
+    return bool(status == 200)
 
 
 def test_down_stops_every_container_and_up_brings_the_apps_back(system: ContainerSystem, app: str) -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 
 from spaces_platform.errors import Invalid, Unavailable
 from spaces_platform.ports import Clock, DeploymentSpec, LogLine, Observation, RunStatus
+from tests.fakes.volumes import FakeVolumes
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +54,13 @@ class FakeOrchestrator:
         changed: Callable[[int], None] = lambda _: None,
         *,
         script: Callable[[DeploymentSpec], Script] = lambda _: Script(),
+        volumes: FakeVolumes | None = None,
     ) -> None:
+        """`volumes`: what Spaces that ask for one have at /data."""
         self.clock, self.changed, self.script = clock, changed, script
+        self.volumes = volumes
+        if volumes is not None:
+            volumes.in_use = self._uses_volume
         self.calls: list[tuple[str, int]] = []
         self.specs: dict[int, DeploymentSpec] = {}
         """Every spec that was ever started, by deployment."""
@@ -75,6 +81,8 @@ class FakeOrchestrator:
                 raise Invalid(f"deployment {spec.id} of {spec.space} has no command to run; set one in its plan")
             if self.artifacts is not None and spec.artifact_ref not in self.artifacts:
                 raise Invalid(f"{spec.space}: artifact {spec.artifact_ref} is not there; build it again")
+            if self.volumes is not None and spec.resources.volume:
+                self.volumes.attach(spec.space_id, spec.resources.volume)
             self._port += 1
             script = self.script(spec)
             seen = Observation(
@@ -204,6 +212,11 @@ class FakeOrchestrator:
         for number, seen in dict(self.observe()).items():
             if seen.status is not RunStatus.EXITED:
                 self.exit(number, None)
+
+    def _uses_volume(self, space_id: int) -> bool:
+        with self._lock:
+            mine = [app for app in self._apps.values() if app.spec.space_id == space_id]
+            return any(app.seen.status is not RunStatus.EXITED for app in mine)
 
     def _running(self, deployment_id: int) -> _App:
         app = self._apps.get(deployment_id)

@@ -20,7 +20,7 @@ from spaces_platform.adapters.file_logs import FileLogStore
 from spaces_platform.adapters.git import GitRepoStore
 from spaces_platform.frozen import Memory
 from spaces_platform.models import Space
-from spaces_platform.ports import DeploymentSpec, FileChange, Isolation, LogLine, Observation, Task
+from spaces_platform.ports import DeploymentSpec, FileChange, Isolation, LogLine, Observation, Task, VolumeUse
 from spaces_platform.reconciler import Planner
 from spaces_platform.secrets import Vault
 from spaces_platform.settings import Settings
@@ -29,6 +29,7 @@ from spaces_platform.store import Store, Transaction
 from spaces_platform.wiring import Platform, assemble
 from tests.fakes.builder import FakeBuilder
 from tests.fakes.orchestrator import FakeOrchestrator, Script
+from tests.fakes.volumes import FakeVolumes
 from tests.services import databases
 
 GATEWAY = "gateway-1"
@@ -105,6 +106,32 @@ class FusedOrchestrator:
         self.inner.close()
 
 
+class FusedVolumes:
+    """The fake volumes outlive the platform, as files do."""
+
+    def __init__(self, inner: FakeVolumes, fuse: Fuse) -> None:
+        self.inner, self.fuse = inner, fuse
+
+    def use(self, space_id: int) -> VolumeUse | None:
+        return self.inner.use(space_id)
+
+    def snapshot(self, space_id: int) -> str:
+        self.fuse.burn("snapshot")
+        return self.inner.snapshot(space_id)
+
+    def snapshots(self, space_id: int) -> Sequence[str]:
+        return self.inner.snapshots(space_id)
+
+    def restore(self, space_id: int, name: str) -> None:
+        self.fuse.burn("restore")
+        self.inner.restore(space_id, name)
+
+    def remove(self, space_id: int) -> None:
+        self.fuse.burn("remove")
+        self.inner.remove(space_id)
+        self.fuse.burn("removed")
+
+
 class FusedFreezer(FusedOrchestrator):
     """One that can freeze as well."""
 
@@ -145,13 +172,18 @@ class World:
         *,
         script: Callable[[DeploymentSpec], Script] | None = None,
         freezes: bool = False,
+        has_volumes: bool = False,
         **settings: Any,
     ) -> None:
-        """`freezes`: the orchestrator can freeze; one that cannot has sleeping apps stopped."""
+        """`freezes`: the orchestrator can freeze; one that cannot has sleeping apps stopped. `has_volumes`: as
+        containers have."""
         self.folder, self.freezes, self.memory = folder, freezes, Memory(16 << 30, 12 << 30)
         self.settings = Settings.load({}, data=folder, database=databases.url_of(folder), sleep_after=600, **settings)
         self.clock = HandClock()
-        self.apps = FakeOrchestrator(self.clock, script=script or (lambda _spec: Script(ready=True)))
+        self.volumes = FakeVolumes(self.clock) if has_volumes else None
+        self.apps = FakeOrchestrator(
+            self.clock, script=script or (lambda _spec: Script(ready=True)), volumes=self.volumes
+        )
         self.builder = FakeBuilder()
         self.fuse = Fuse()
         self.platform = self._build()
@@ -176,6 +208,7 @@ class World:
             queue=self.queue,
             planner=Planner(runtime_images.load(), lambda: ("3.11",)),
             isolation=Isolation("none", "fake apps"),
+            volumes=FusedVolumes(self.volumes, self.fuse) if self.volumes is not None else None,
         )
         platform.frozen.memory = lambda: self.memory
         return platform

@@ -12,7 +12,7 @@ CORE = {
     "accounts", "builds", "clock", "deployments", "domains", "engines", "environment", "errors", "gpus", "hardware",
     "housekeeping", "lease", "lifecycle", "models", "names", "planning", "ports", "quotas", "reconciler", "routing",
     "secrets",
-    "settings", "spaces", "store", "sweep", "traffic",
+    "settings", "spaces", "storage", "store", "sweep", "traffic", "volumes",
 }  # fmt: skip
 
 FORBIDDEN = [

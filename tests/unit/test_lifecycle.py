@@ -24,6 +24,7 @@ from spaces_platform.lifecycle import (
     FreezeDeployment,
     Park,
     Purge,
+    RemoveVolume,
     Route,
     Stage,
     StartBuild,
@@ -85,6 +86,70 @@ TABLE = [
         facts(builds=(BuildFacts(1, "p1", B.FAILED, 1),), generation=2),
         S.BUILDING,
         [StartBuild("p1")],
+    ),
+    (
+        "before its volume goes, what serves is unrouted",
+        running(drops_volume=True, generation=2),
+        S.APP_STARTING,
+        [Park(asleep=False)],
+    ),
+    (
+        "before its volume goes, what never served is stopped",
+        facts(artifact="a1", drops_volume=True, deployments=(deployment(status=D.STARTING, deadline=NOW + 9),)),
+        S.APP_STARTING,
+        [StopDeployment(1)],
+    ),
+    (
+        "before its volume goes, what drains is waited for",
+        facts(artifact="a1", drops_volume=True, deployments=(parked(),)),
+        S.APP_STARTING,
+        [],
+    ),
+    (
+        "before its volume goes, what is drained is stopped and not frozen",
+        asleep(parked(drained=True), drops_volume=True),
+        S.SLEEPING,
+        [StopDeployment(1)],
+    ),
+    (
+        "before its volume goes, what is frozen is stopped",
+        asleep(frozen(), drops_volume=True),
+        S.SLEEPING,
+        [StopDeployment(1)],
+    ),
+    (
+        "its volume stays while an app of it still ends",
+        facts(artifact="a1", drops_volume=True, deployments=(deployment(status=D.STOPPING, live=False),)),
+        S.APP_STARTING,
+        [],
+    ),
+    (
+        "an old version that serves ends as well, though nothing newer runs",
+        facts(
+            problem=BuildAxis.CONFIG_ERROR,
+            plan_id=None,
+            last_good="a1",
+            deployments=(deployment(),),
+            routed=1,
+            drops_volume=True,
+            generation=2,
+        ),
+        S.CONFIG_ERROR,
+        [Park(asleep=False)],
+    ),
+    ("the volume goes once nothing runs", facts(artifact="a1", drops_volume=True), S.APP_STARTING, [RemoveVolume()]),
+    ("the volume of a sleeping Space goes, and it sleeps on", asleep(drops_volume=True), S.SLEEPING, [RemoveVolume()]),
+    (
+        "the volume of a paused Space goes",
+        facts(artifact="a1", desired=Desired.PAUSED, drops_volume=True),
+        S.PAUSED,
+        [RemoveVolume()],
+    ),
+    (
+        "a build goes on while the volume goes",
+        facts(drops_volume=True),
+        S.BUILDING,
+        [StartBuild("p1"), RemoveVolume()],
     ),
     ("built is started", facts(artifact="a1"), S.APP_STARTING, [StartDeployment("a1", 1)]),
     (
@@ -497,7 +562,7 @@ class World:
     def wish(self) -> None:
         f = self.facts
         wish = self.rng.choice(
-            ("pause", "restart", "restart", "sleep", "delete" if self.rng.random() < 0.1 else "restart")
+            ("pause", "restart", "restart", "sleep", "empty", "delete" if self.rng.random() < 0.1 else "restart")
         )
         if wish == "pause":
             self.set(desired=Desired.PAUSED)
@@ -505,6 +570,8 @@ class World:
             self.set(desired=Desired.RUNNING, generation=f.generation + 1, attempts={}, last_active_at=self.now)
         elif wish == "sleep":
             self.set(slept_at=self.now, last_active_at=0.0)
+        elif wish == "empty":
+            self.set(drops_volume=True, generation=f.generation + 1, attempts={})
         else:
             self.set(desired=Desired.DELETED)
 
@@ -519,6 +586,7 @@ class World:
             case CancelBuild(build_id):
                 self.set(builds=tuple(b for b in f.builds if b.id != build_id))
             case StartDeployment(artifact, generation):
+                assert not f.drops_volume
                 if self.is_scarce and f.deployments:
                     self.set(waits_for_gpu=True)
                     return
@@ -564,6 +632,10 @@ class World:
             case Unroute():
                 self.unroute()
                 self.set(unrouted=True)
+            case RemoveVolume():
+                assert f.drops_volume
+                assert not f.deployments
+                self.set(drops_volume=False)
             case Purge():
                 self.purged = True
 
@@ -627,7 +699,8 @@ class World:
             asked = before.slept_at is not None and before.last_active_at <= before.slept_at
             # Where there is no room for two, what serves gives way to what is newer, and to nothing else.
             is_old = (served.artifact, served.generation) != (after.artifact, after.generation)
-            assert idle or asked or (self.is_scarce and is_old), f"{before} lost its app: {after}"
+            gives_way = (self.is_scarce and is_old) or before.drops_volume
+            assert idle or asked or gives_way, f"{before} lost its app: {after}"
 
 
 def live_or_awake(facts: Facts) -> bool:

@@ -24,6 +24,7 @@ from spaces_platform.routing import RouteFeed
 from spaces_platform.secrets import Vault
 from spaces_platform.settings import Settings
 from spaces_platform.spaces import NewSpace, Spaces
+from spaces_platform.storage import Storage
 from spaces_platform.store import Store
 from spaces_platform.web.pages import make_router, render_error
 from tests.services import databases
@@ -176,7 +177,8 @@ class World:
         self.logs, self.queue, self.repos = MemoryLogs(), Sent(), MemoryRepos(data)
         self.accounts = Accounts(store, clock)
         vault, hardware = Vault.load(data / "keys"), Hardware(settings, Machine(2.0, 4 << 30))
-        self.spaces = Spaces(store, clock, self.repos, self.queue, vault, settings, RouteFeed(), hardware)  # type: ignore[arg-type]
+        storage = Storage(settings)
+        self.spaces = Spaces(store, clock, self.repos, self.queue, vault, settings, RouteFeed(), hardware, storage)  # type: ignore[arg-type]
         self.store, self.clock, self.settings = store, clock, settings
         tables = Tables(store, self.logs)
         self.platform = SimpleNamespace(

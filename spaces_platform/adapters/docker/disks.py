@@ -34,7 +34,7 @@ from .spec import HOME, Mount
 log = logging.getLogger(__name__)
 BOUNDS = "nodev,nosuid,noatime"
 COMMAND_SECONDS = 120
-"""Longest run of one mount script; making and copying a template is the most it does."""
+"""Longest run of one script, unless it copies or grows what a Space has written."""
 _PATH = "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin"
 PROGRAMS = ("mount", "umount", "mkfs.ext4", "cp")
 
@@ -115,7 +115,7 @@ def mounts_below(directory: str, mountinfo: str) -> list[str]:
     return found[::-1]
 
 
-def run_script(script: str, *, cwd: str = "/") -> None:
+def run_script(script: str, *, cwd: str = "/", seconds: float = COMMAND_SECONDS) -> None:
     """Run shell text that ends at its first error. Raises DiskFull, Unavailable."""
     # The old mount call takes a page of options; the new one, through libmount, 256 bytes for each.
     env = {"PATH": _PATH, "LC_ALL": "C", "LIBMOUNT_FORCE_MOUNT2": "always"}
@@ -125,7 +125,7 @@ def run_script(script: str, *, cwd: str = "/") -> None:
             cwd=cwd,
             env=env,
             capture_output=True,
-            timeout=COMMAND_SECONDS,
+            timeout=seconds,
             stdin=subprocess.DEVNULL,
         )
     except (OSError, subprocess.TimeoutExpired) as error:

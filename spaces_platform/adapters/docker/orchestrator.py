@@ -222,6 +222,10 @@ class DockerOrchestrator:
         """The accelerators that deployments can have."""
         return gpus.inventory(self._facts)
 
+    def persistent(self) -> DockerVolumes | None:
+        """The Volumes port, where this machine can make sized disks."""
+        return self.volumes if self._isolation.disks else None
+
     def purge(self, space_id: int) -> None:
         """Remove what a deleted Space still has here: its network. Of the absent: success."""
         self._networks.remove(space_id)
@@ -359,9 +363,10 @@ class DockerOrchestrator:
         empty(self._trash)
 
     def _uses_volume(self, space_id: int) -> bool:
-        """Whether a container of the Space may have its volume open."""
+        """Whether a container of the Space may have its volume open: one that has ended has not."""
         with self._lock:
-            return any(k.space_id == space_id and (k.starting or k.container) for k in self._known.values())
+            mine = [known for known in self._known.values() if known.space_id == space_id]
+            return any(known.starting or (known.container and known.is_running) for known in mine)
 
     # --- finding again ------------------------------------------------------------------------------------------------
     def _adopt(self) -> None:

@@ -1,6 +1,7 @@
 """The persistent volumes of Spaces: one file with an ext4 file system each, of fixed size, mounted by us.
 
     <root>/<space id>/disk.img          the file; its blocks are taken as they are written
+    <root>/<space id>/growing           there while the file is larger than its file system may be: bytes of that
     <root>/<space id>/mounted/data      what a container has at /data
     <root>/<space id>/snapshots/<name>.img
 
@@ -21,18 +22,22 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from spaces_platform.errors import Conflict, DiskFull, NotFound
-from spaces_platform.ports import Clock
+from spaces_platform.adapters.process.shim import files
+from spaces_platform.errors import Conflict, DiskFull, NotFound, Unavailable
+from spaces_platform.ports import SNAPSHOT_NAME, Clock, VolumeUse
 
-from .disks import BOUNDS, Disks, run_script, unmount_all
+from .disks import BOUNDS, COMMAND_SECONDS, Disks, run_script, unmount_all
 
 log = logging.getLogger(__name__)
 FIFREEZE, FITHAW = 0xC0045877, 0xC0045878
 """ioctls of include/uapi/linux/fs.h: `_IOWR('X', 119, int)` and `_IOWR('X', 120, int)`."""
 KEEP = 8
 """Snapshots of one volume; a further one takes the place of the oldest."""
+SLOWEST_DISK = 20 << 20
+"""Bytes a second that a disk copies at least: what takes longer is given up."""
 _NAME = re.compile(r"[0-9]{8}T[0-9]{12}Z\Z")
 
 
@@ -47,19 +52,29 @@ class DockerVolumes:
         self._locks: dict[int, threading.Lock] = {}
 
     # --- the port -----------------------------------------------------------------------------------------------------
+    def use(self, space_id: int) -> VolumeUse | None:
+        """See ports.Volumes."""
+        place = self._place(space_id)
+        try:
+            size = (place / "disk.img").stat().st_size
+        except FileNotFoundError:
+            return None
+        kept = [(place / "snapshots" / f"{name}.img") for name in self._names(place)]
+        return VolumeUse(_growing(place) or size, _taken(place / "disk.img"), sum(map(_taken, kept)))
+
     def snapshot(self, space_id: int) -> str:
         """See ports.Volumes. Writers wait while it is copied; at most KEEP are kept."""
         with self._of(space_id) as place:
             image = place / "disk.img"
             if not image.exists():
                 raise NotFound(f"Space {space_id} has no volume yet; it is made when the Space first starts")
-            taken = image.stat().st_blocks * 512
+            taken = _taken(image)
             if shutil.disk_usage(place).free < taken:
                 raise DiskFull(f"a snapshot of Space {space_id} needs {taken >> 20} MiB; free some space")
             folder = place / "snapshots"
             folder.mkdir(exist_ok=True)
-            name = self._clock.now().strftime("%Y%m%dT%H%M%S%fZ")
-            with _frozen(place / "mounted"):
+            name = next_name(self._clock.now(), self._names(place))
+            with _held_still(place):
                 _copy(image, folder / f"{name}.img")
             for old in self._names(place)[:-KEEP]:
                 (folder / f"{old}.img").unlink()
@@ -78,14 +93,22 @@ class DockerVolumes:
             if self._in_use(space_id):
                 raise Conflict(f"Space {space_id} runs; pause it, then restore its volume")
             unmount_all(place / "mounted")
+            _mark_growing(place, source.stat().st_size)  # its file system may be smaller: it was growing then
             _copy(source, place / "disk.img")
 
     def remove(self, space_id: int) -> None:
         """See ports.Volumes."""
         with self._of(space_id) as place:
+            if self._in_use(space_id):
+                raise Unavailable(f"the app of Space {space_id} has its volume open; it is removed once that has ended")
             if place.exists():
                 unmount_all(place)
-                shutil.rmtree(place)
+                # First out of the way: a half-deleted one must not be found by the next start.
+                gone = place.with_name(f"{place.name}.gone")
+                if gone.exists():
+                    shutil.rmtree(gone)
+                place.rename(gone)
+                shutil.rmtree(gone)
 
     # --- for the orchestrator -----------------------------------------------------------------------------------------
     def attach(self, space_id: int, size: int, user: int) -> str:
@@ -97,17 +120,28 @@ class DockerVolumes:
             mounted, image = place / "mounted", place / "disk.img"
             mounted.mkdir(parents=True, exist_ok=True)
             data = mounted / "data"
-            if os.path.ismount(mounted):
-                return str(data)
             if not image.exists():
                 _copy(self._disks.template(size, journal=True), image)
-            elif image.stat().st_size < size:
-                run_script(grow_script(str(image), size))
-            run_script(mount_script(str(image), str(mounted)))
+            grows = image.stat().st_size < size or _growing(place) is not None
+            if not os.path.ismount(mounted):
+                if grows and not is_attached(image):
+                    _grow(place, size, grow_script)
+                    grows = False
+                run_script(mount_script(str(image), str(mounted)))
+            if grows:
+                self._grow_mounted(place, size)
             if not data.exists():
                 data.mkdir()
                 os.chown(data, user, user)
             return str(data)
+
+    def _grow_mounted(self, place: Path, size: int) -> None:
+        """Grow it beneath the apps that have it. Where the kernel does not let us, a start that has it alone does."""
+        try:
+            _grow(place, size, grow_mounted_script)
+        except Unavailable as error:
+            # Better an app in the room it had than none.
+            log.warning("the volume in %s does not grow while an app has it: %s", place, error)
 
     def release(self, space_id: int) -> None:
         """Unmount the Space's volume if nothing uses it."""
@@ -121,8 +155,11 @@ class DockerVolumes:
         unmount_all(self._root)
 
     def recover(self) -> None:
-        """After a start: thaw what a killed snapshot left frozen, and delete half-made copies."""
-        for place in self._root.iterdir():
+        """After a start: thaw what a killed snapshot left frozen, delete half-made copies and half-removed volumes."""
+        for place in list(self._root.iterdir()):
+            if place.name.endswith(".gone"):
+                shutil.rmtree(place)
+                continue
             if os.path.ismount(place / "mounted"):
                 _freeze(place / "mounted", FITHAW)
             for half in [*place.glob("*.new"), *place.glob("snapshots/*.new")]:
@@ -153,6 +190,71 @@ def grow_script(image: str, size: int) -> str:
     return f"truncate -s {size} {path}\ne2fsck -fp {path} >&2 || [ $? = 1 ]\nresize2fs {path} >&2\n"
 
 
+def grow_mounted_script(image: str, size: int) -> str:
+    """The same of a mounted one: ext4 grows while it is in use, where we have CAP_SYS_RESOURCE. See resize2fs(8)."""
+    path = shlex.quote(image)
+    return (
+        f"truncate -s {size} {path}\n"
+        f"device=$(losetup --noheadings --output NAME --associated {path})\n"
+        'losetup --set-capacity "$device"\n'
+        'resize2fs "$device" >&2\n'
+    )
+
+
+def _grow(place: Path, size: int, script: Callable[[str, int], str]) -> None:
+    """Make it `size` bytes large, or as large as its file is already where that was cut short. Raises Unavailable."""
+    image = place / "disk.img"
+    now = image.stat().st_size
+    size = max(size, now)
+    _mark_growing(place, now)
+    run_script(script(str(image), size), seconds=COMMAND_SECONDS + size / SLOWEST_DISK / 100)
+    (place / "growing").unlink()
+
+
+def _mark_growing(place: Path, size: int) -> None:
+    """Note how large the file system is, unless an earlier growth that did not end has done so."""
+    if _growing(place) is None:
+        files.replace(str(place / "growing"), f"{size}\n")
+
+
+def _growing(place: Path) -> int | None:
+    """Bytes of a file system that is to grow to the size of its file; None where it has that."""
+    try:
+        return int((place / "growing").read_text())
+    except FileNotFoundError:
+        return None
+
+
+def is_attached(image: Path) -> bool:
+    """Whether the kernel still has the file as a device: a container that somebody starts begins with a copy of our
+    mounts, and so keeps what we have unmounted for a moment.
+    """
+    return any(_backing(device) == str(image) for device in Path("/sys/block").glob("loop*"))
+
+
+def _backing(device: Path) -> str:
+    try:
+        return (device / "loop" / "backing_file").read_text().strip()
+    except OSError:
+        return ""  # not in use
+
+
+def next_name(now: datetime, names: Sequence[str]) -> str:
+    """The name of a snapshot taken now: greater than all before it, also where the clock was set back."""
+    if names:
+        newest = datetime.strptime(names[-1], SNAPSHOT_NAME).replace(tzinfo=UTC)
+        now = max(now, newest + timedelta(microseconds=1))
+    return now.strftime(SNAPSHOT_NAME)
+
+
+def _taken(image: Path) -> int:
+    """Bytes that a sparse file takes of the disk."""
+    try:
+        return image.stat().st_blocks * 512
+    except FileNotFoundError:
+        return 0  # removed just now
+
+
 def _copy(source: Path, target: Path) -> None:
     """Copy a disk, whole or not at all; holes stay holes. Raises DiskFull, Unavailable."""
     new = f"{target}.new"
@@ -160,7 +262,8 @@ def _copy(source: Path, target: Path) -> None:
         run_script(
             f"cp --sparse=always --reflink=auto {shlex.quote(str(source))} {shlex.quote(new)}\n"
             f"sync -d {shlex.quote(new)}\n"
-            f"mv {shlex.quote(new)} {shlex.quote(str(target))}\n"
+            f"mv {shlex.quote(new)} {shlex.quote(str(target))}\n",
+            seconds=COMMAND_SECONDS + _taken(source) / SLOWEST_DISK,
         )
     except BaseException:
         Path(new).unlink(missing_ok=True)
@@ -168,16 +271,25 @@ def _copy(source: Path, target: Path) -> None:
 
 
 @contextmanager
-def _frozen(mounted: Path) -> Iterator[None]:
-    """Hold all writes to a mounted file system, and have everything written before on its disk."""
-    if not os.path.ismount(mounted):
-        yield
-        return
-    _freeze(mounted, FIFREEZE)
+def _held_still(place: Path) -> Iterator[None]:
+    """Hold all writes to a volume, and have everything that was written before in its file.
+
+    One that is not mounted is, meanwhile: of one unmounted just now, the kernel may not have written all yet, since a
+    container that anybody starts begins with a copy of our mounts.
+    """
+    mounted = place / "mounted"
+    was_mounted = os.path.ismount(mounted)
+    if not was_mounted:
+        run_script(mount_script(str(place / "disk.img"), str(mounted)))
     try:
-        yield
+        _freeze(mounted, FIFREEZE)
+        try:
+            yield
+        finally:
+            _freeze(mounted, FITHAW)
     finally:
-        _freeze(mounted, FITHAW)
+        if not was_mounted:
+            unmount_all(mounted)
 
 
 def _freeze(mounted: Path, how: int) -> None:

@@ -167,11 +167,7 @@ def judge_volumes(facts: VolumeFacts) -> Check:
     if facts.is_root and facts.has_loop and facts.has_mkfs:
         return ok("volumes", "sized file systems on loop devices")
     if not facts.is_root:
-        return warn(
-            "volumes", "without root their size is not limited", "Run the platform as root, or set SPACES_VOLUME_MB=0."
-        )
+        return warn("volumes", "without root there are none", "Run the platform as root, or set SPACES_VOLUME_MB=0.")
     if not facts.has_loop:
-        return warn(
-            "volumes", "no loop devices: their size is not limited", "Load the kernel's loop module: modprobe loop"
-        )
-    return warn("volumes", "mkfs.ext4 is missing: their size is not limited", "Install it: apt install e2fsprogs")
+        return warn("volumes", "no loop devices: there are none", "Load the kernel's loop module: modprobe loop")
+    return warn("volumes", "mkfs.ext4 is missing: there are none", "Install it: apt install e2fsprogs")
