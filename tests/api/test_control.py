@@ -71,7 +71,7 @@ def test_it_serves_privately_refuses_a_second_and_ends_with_open_streams(data: P
             next(lines)
             began = time.monotonic()
             status, log = control.end()
-            assert time.monotonic() - began < 5
+            assert time.monotonic() - began < 20
             for _ in lines:
                 pass
         assert status == 0

@@ -72,7 +72,7 @@ def test_the_full_table_and_then_each_change(served: Served) -> None:
     began = time.monotonic()
     world.serve_space(space)
     at, entry = feed.find(name="alice/app", endpoint="127.0.0.1:40001")
-    assert at - began < 1.0
+    assert at - began < 3.5, "sooner than the heartbeat would bring it"
     feed.find(version=entry["version"])
     assert world.traffic.is_anybody_there(world.clock.now().timestamp())
     later = Feed(served, after=entry["version"])

@@ -220,7 +220,7 @@ def test_events_tell_every_change_once(served: Served) -> None:
     began = time.monotonic()
     world.serve_space(space)
     until(lambda: listener.data[-1]["stage"] == "RUNNING")
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 10
     until(lambda: world.feed._waiters)
     count = len(listener.data)
     world.feed.changed(space.id or 0)

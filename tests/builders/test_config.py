@@ -245,14 +245,14 @@ HOSTILE = [
 
 @pytest.mark.parametrize(("text", "line", "words"), HOSTILE)
 def test_hostile_yaml(text: str, line: int, words: str) -> None:
-    began = time.monotonic()
+    began = time.process_time()
     with pytest.raises(ConfigError) as caught:
         read(text)
     [problem] = caught.value.problems
     assert words in problem.message
     assert problem.line == line
     assert problem.fix
-    assert time.monotonic() - began < 1
+    assert time.process_time() - began < 1
 
 
 def test_deep_nesting_does_not_recurse() -> None:

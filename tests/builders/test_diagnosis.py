@@ -159,21 +159,21 @@ def test_last_known_line_wins_over_earlier_noise() -> None:
     "lines", [[], [""], ["{x} {0} %s"], ["x" * 1_000_000] * 3, ["\x00\x1b[31m"], ["No solution found"]]
 )
 def test_total_and_quick(lines: list[str]) -> None:
-    began = time.monotonic()
+    began = time.process_time()
     assert diagnose_build(lines, 1).cause
     assert diagnose_run(exit_code=1, log_lines=lines).cause
     assert diagnose_run(log_lines=lines).cause
-    assert time.monotonic() - began < 1
+    assert time.process_time() - began < 1
 
 
 @pytest.mark.parametrize(
     "word", ["a.", "lib", "Because ", 'File "', "Error", "No module named '", "pkg-config --exists "]
 )
 def test_hostile_logs_take_linear_time(word: str) -> None:
-    began = time.monotonic()
+    began = time.process_time()
     diagnose_run(exit_code=1, log_lines=[word * 500] * 400)
     diagnose_build([word * 500] * 400, 1)
-    assert time.monotonic() - began < 3
+    assert time.process_time() - began < 3
 
 
 def test_every_reason_is_documented() -> None:

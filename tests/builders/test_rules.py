@@ -221,10 +221,10 @@ def test_what_is_not_plain_is_refused(text: str) -> None:
     "piece", ["RUN x \\\n", "#\n", "ARG A=$A\n", "RUN --mount=a,b,c x\n", "${A:-", "\\\n", "--from="]
 )
 def test_reading_takes_linear_time(piece: str) -> None:
-    began = time.monotonic()
+    began = time.process_time()
     for text in (piece * 20_000, FROM + piece * 5000, FROM + "RUN " + piece * 5000):
         try:
             checked(text[:250_000])
         except BuildError as error:
             assert error.fix  # noqa: PT017
-    assert time.monotonic() - began < 3
+    assert time.process_time() - began < 3

@@ -55,7 +55,7 @@ def test_tree_bomb(server: Server) -> None:
         mode = b"40000"
     began = time.monotonic()
     answer = push_objects(server, "o/bomb", objects, commit(objects, oid))
-    assert time.monotonic() - began < 2.0  # under 0.1 on a quiet machine; without the memo, minutes
+    assert time.monotonic() - began < 10.0  # under 0.1 on a quiet machine; without the memo, minutes
     assert "10,000,000,000 files; the limit is 50,000" in answer.remote
     assert stored(server, "o/bomb") == []
 
@@ -117,7 +117,7 @@ def test_a_hundred_thousand_refs(server: Server) -> None:
     content = body([(ZERO, new, f"refs/heads/b{n}") for n in range(100_000)], b"".join(objects.pack()))
     began = time.monotonic()
     answer = post(server, "o/a", content)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 20
     assert "at most 400 branches and tags at once" in Answer(answer.content).remote
     assert stored(server, "o/a") == []
 
