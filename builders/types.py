@@ -273,3 +273,6 @@ class Builder(Protocol):
 
     def free_disk(self) -> int:
         """Bytes that are free where artifacts are kept."""
+
+    def close(self) -> None:
+        """Nothing is built here any more: take back what was put up on the machine for builds. Raises nothing."""

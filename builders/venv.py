@@ -272,6 +272,9 @@ class VenvBuilder:
     def prune(self) -> int:
         return self.trim_caches(CACHE_BYTES)
 
+    def close(self) -> None:
+        """Builds leave nothing behind that is not of use to the next start."""
+
     def free_disk(self) -> int:
         return shutil.disk_usage(self.layout.root).free
 

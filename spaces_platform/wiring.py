@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from ipaddress import IPv4Network
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import update
 from sqlmodel import col, select
@@ -156,6 +156,7 @@ class Platform:
         if self._sweeper is not None:
             self._sweeper.join(10)
         self.queue.close()
+        self.builder.close()
         if stop_apps:
             for deployment_id in self.orchestrator.observe():
                 self.orchestrator.stop(deployment_id, grace=STOP_SECONDS - 2)
@@ -319,6 +320,7 @@ class Worker:
     def close(self) -> None:
         """Send what waits, within bounds."""
         self.queue.close()
+        self.builds.builder.close()
         self.store.close()
 
 
@@ -459,26 +461,38 @@ def _docker_builder(settings: Settings, limits: BuildLimits) -> tuple[Builder, C
             reserve=settings.disk_floor_mb << 20,
             cache_bytes=settings.build_cache_mb << 20,
             sources=frozenset(name.strip() for name in settings.image_sources.split(",") if name.strip()),
-            fence=_build_fence(settings),
+            **_build_fence(settings),
         )
         return DockerBuilder(settings.data / "images", options), lambda: (catalogue.python_default,)
     except (ClientMissing, OSError, ValueError) as exc:
         raise Unavailable(f"Container builds cannot work here: {exc}") from exc
 
 
-def _build_fence(settings: Settings) -> Callable[[], None]:
-    """What keeps build steps from internal networks, put up anew before every build."""
+def _build_fence(settings: Settings) -> dict[str, Any]:
+    """What keeps build steps from internal networks: put up anew by every build, and taken down in the end."""
+    from spaces_platform.adapters.docker.build_fences import BuildFence, name_of, remove_stale
     from spaces_platform.adapters.docker.fence import build_fence
-    from spaces_platform.adapters.docker.settings import instance_of
 
     if settings.isolation == "off":
-        return lambda: None
+        return {}
     if os.geteuid() != 0:
         if settings.isolation == "required":
             raise Unavailable("isolation is required, but only root can keep builds from internal networks.")
         log.warning("builds are not kept from internal networks: the platform is not root")
-        return lambda: None
-    return build_fence(f"{instance_of(settings.data)}b", docker_settings(settings)).ensure
+        return {}
+    fence = BuildFence(build_fence(name_of(settings.data), docker_settings(settings)))
+
+    def take_down(step: Callable[[], object]) -> object:
+        """What is left of it narrows what builds reach, and no more: no reason not to start, or not to stop."""
+        try:
+            return step()
+        except PlatformError as exc:
+            log.warning("a fence around builds is left: %s", exc)
+            return []
+
+    if names := take_down(remove_stale):
+        log.info("fences of platforms that are gone are taken down", extra={"fences": names})
+    return {"fence": fence.building, "unfence": lambda: take_down(fence.release)}
 
 
 def _orchestrator(

@@ -108,6 +108,9 @@ class DockerBuilder:
         hub_image.prune(self)
         return self.engine.prune_cache(self.options.cache_bytes)
 
+    def close(self) -> None:
+        self.options.unfence()
+
     def free_disk(self) -> int:
         free = self.records.free()
         root = self.machine.root

@@ -94,7 +94,7 @@ class Job:
         """Raises BuildError, BuildCancelled, BuilderUnavailable."""
         try:
             self.log.phase(Phase.CLONING)
-            with self.hub.held(work):
+            with self.hub.held(work), self.options.fence():
                 return self._build(work)
         except LimitHit as hit:
             raise self._explain([], None, hit) from hit
@@ -193,7 +193,6 @@ class Job:
 
     # --- BuildKit --------------------------------------------------------------------------------------------------
     def _bound(self) -> None:
-        self.options.fence()
         if self.builder.machine.is_ours:
             bounds, slots = self.options.limits, self.options.slots
             limits.limit_all(

@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from builders.types import BuildError, BuildInputs
+from spaces_platform.adapters.docker.build_fences import BuildFence
 from spaces_platform.adapters.docker.fence import build_fence
 from spaces_platform.adapters.docker.settings import DockerSettings
 from tests.builders.conftest import Log
@@ -234,7 +235,7 @@ def test_a_build_reaches_no_internal_network(engine_url: str, tmp_path: Path) ->
         hits.clear()
         fence = build_fence("buildtest", DockerSettings(url=url), BRIDGE)
         stack.callback(fence.remove)
-        with builds_on(tmp_path / "fenced", url, fence=fence.ensure) as builds:
+        with builds_on(tmp_path / "fenced", url, fence=BuildFence(fence).building) as builds:
             log = Log()
             builds.dockerfile(f"RUN {tries}; echo done\n", log=log)
             assert "done" in log.lines
