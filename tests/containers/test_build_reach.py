@@ -146,11 +146,7 @@ def engine_on_a_bridge(other: str) -> Iterator[str]:
     """An engine whose builds run on a bridge of this test, with the base image; forwarded wherever the machine can."""
     forwarding = Path("/proc/sys/net/ipv6/conf/all/forwarding")
     before = forwarding.read_text()
-    opened = [
-        (program, "FORWARD", way, BRIDGE, "-j", "ACCEPT")
-        for program in ("iptables", "ip6tables")
-        for way in ("-i", "-o")
-    ]
+    ways = [(program, way) for program in ("iptables", "ip6tables") for way in ("-i", "-o")]
     with ExitStack() as stack:
         subprocess.run(["ip", "link", "del", BRIDGE], check=False, capture_output=True)  # of a run that was killed
         call("ip", "link", "add", BRIDGE, "type", "bridge")
