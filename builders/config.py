@@ -122,7 +122,14 @@ KEYS: tuple[Key, ...] = (
         "Longest time from start to first answer.",
     ),
     Key("custom_headers", "headers", {}, "three cross-origin headers", "Added to every response."),
-    Key("preload_from_hub", "preload", (), "repo [files [commit]]", "Files to fetch at build; not acted on yet."),
+    Key(
+        "preload_from_hub",
+        "preload",
+        (),
+        "a list of `repo`, `repo file1,file2` or `repo file1,file2 commit`",
+        "Files fetched at build into ~/.cache/huggingface/hub. `spaces/owner/name` is a Space of this platform; models "
+        "and `datasets/owner/name` come from the hub that the admin names. Not for static and docker.",
+    ),
     Key("duplicated_from", "text", "", "a repo id", "Where this Space was copied from.", limits=(0, 200)),
     Key("metaTitle", "text", "", "any text", "Page meta tag.", limits=(0, 200), attribute="meta_title"),
     Key("description", "text", "", "any text", "Page meta tag.", limits=(0, 2000)),

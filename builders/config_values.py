@@ -13,6 +13,7 @@ import unicodedata
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from builders import preload
 from builders.front_matter import Fields, Items, Scalar, Value
 
 if TYPE_CHECKING:
@@ -23,8 +24,6 @@ Warn = Callable[[str], None]
 _VERSION = re.compile(r"\d+(\.\d+){0,3}((a|b|rc)\d+)?(\.post\d+)?(\.dev\d+)?")
 _PYTHON = re.compile(r"3\.\d{1,2}(\.\d{1,2})?")
 _DURATION = re.compile(r"(?:(\d{1,2})d)?(?:(\d{1,4})h)?(?:(\d{1,5})m)?(?:(\d{1,6})s)?")
-_REPO = r"[\w.-]{1,96}(?:/[\w.-]{1,96})?"
-_PRELOAD = re.compile(rf"{_REPO}(?: [^\s,]+(?:,[^\s,]+)*(?: [0-9a-f]{{40}})?)?")
 _BASE = (
     "[\U0001f000-\U0001f1e5\U0001f200-\U0001f3fa\U0001f400-\U0001faff"
     "\u00a9\u00ae\u203c\u2049\u2122\u2139\u2190-\u21ff\u2300-\u23ff\u24c2\u25a0-\u27bf\u2900-\u297f\u2b00-\u2bff"
@@ -36,6 +35,7 @@ _EMOJI = re.compile(
 )  # flag, keycap, or emoji joined by zero-width joiners: Unicode TR51, ED-14c to ED-16
 _TRUE, _FALSE = {"true", "yes", "on"}, {"false", "no", "off"}
 MAX_START = 24 * 3600
+MAX_PRELOADS = 100
 CUSTOM_HEADERS: Mapping[str, tuple[str, ...]] = {
     "cross-origin-embedder-policy": ("unsafe-none", "require-corp", "credentialless"),
     "cross-origin-opener-policy": ("same-origin", "same-origin-allow-popups", "unsafe-none"),
@@ -252,8 +252,12 @@ def _headers(key: Key, value: Value, _warn: Warn) -> dict[str, str]:
 def _preload(key: Key, value: Value, warn: Warn) -> tuple[str, ...]:
     texts = _list(key, value, warn)
     for text, item in zip(texts, value.items if isinstance(value, Items) else (value,), strict=False):
-        if not _PRELOAD.fullmatch(text):
-            raise _refuse(key, item, "is not `repo`, `repo file1,file2` or `repo file1,file2 commit`")
+        try:
+            preload.parse(text)
+        except ValueError as error:
+            raise _refuse(key, item, str(error)) from error
+    if len(texts) > MAX_PRELOADS:
+        raise _refuse(key, value, f"has {len(texts)} entries, and {MAX_PRELOADS} are possible")
     return texts
 
 

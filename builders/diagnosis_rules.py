@@ -384,6 +384,13 @@ REASONS: dict[str, str] = {
     "bad_pyproject": "pyproject.toml cannot be read",
     "requirements_too_large": "a requirement file is too large",
     "requirements_encoding": "a requirement file is not UTF-8",
+    "hub_repo_not_found": "preload_from_hub names a repository that is not there for the Space's owner",
+    "hub_revision_not_found": "preload_from_hub names a commit that its repository does not have",
+    "hub_file_not_found": "preload_from_hub names a file that its repository does not have",
+    "hub_bad_path": "a repository of preload_from_hub has a file that cannot be kept under its name",
+    "hub_too_large": "preload_from_hub asks for more than may be fetched",
+    "hub_damaged": "a file of preload_from_hub came in another size or with another checksum than announced",
+    "hub_unreachable": "the hub that preload_from_hub asks does not answer",
 }
 """Every reason a build or a start can fail for."""
 

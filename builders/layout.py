@@ -4,6 +4,7 @@
     ROOT/owners/<owner>/python/environments/<id>    a virtual environment
     ROOT/owners/<owner>/complete/<id>.json          its marker: written last, and where no build can write
     ROOT/owners/<owner>/apps/<plan id>/             app/ and artifact.json; appears whole, by a rename
+    ROOT/owners/<owner>/hub/<id>/                   a layer of preload_from_hub: cache/, and home/ with links to it
     ROOT/locks/…                                    one file per environment, locked while it is built
     ROOT/temp/<id>/                                 one per running build, locked by it
 
@@ -77,6 +78,13 @@ class Layout:
 
     def app(self, ref: Ref) -> Path:
         return self.root / "owners" / ref.owner / "apps" / ref.plan_id
+
+    def hub(self, owner: str, id: str) -> Path:
+        return self.root / "owners" / owner / "hub" / id
+
+    def hub_lock(self, owner: str, id: str) -> Lock:
+        """Shared while a build uses the layer, exclusive to remove it. The caller closes it."""
+        return Lock(self.root / "locks" / f"hub.{owner}.{id}")
 
     def prepare(self) -> None:
         for name in ("owners", "locks", "temp"):

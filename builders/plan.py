@@ -32,6 +32,7 @@ MAX_SYSTEM_PACKAGES = 200
 _DEBIAN_NAME = re.compile(r"[a-z0-9][a-z0-9+.-]{1,99}(?::[a-z0-9]{1,20})?(?:=[A-Za-z0-9.+:~-]{1,100})?")
 """https://www.debian.org/doc/debian-policy/ch-controlfields.html#source, with apt's `:arch` and `=version`."""
 
+NO_PRELOAD = "preload_from_hub has no effect with sdk: static and sdk: docker; a Dockerfile fetches files in a RUN."
 _NO_ENVIRONMENT = EnvironmentPlan(id="", python="")
 _COMMON_ENV: Mapping[str, str] = {"PYTHONUNBUFFERED": "1"}
 
@@ -53,17 +54,17 @@ def make_plan(
     """
     paths = {entry.path for entry in source.entries()}
     warnings: list[str] = []
-    if config.preload_from_hub:
-        warnings.append("preload_from_hub has no effect: files are fetched when the app asks for them, not at build.")
     if config.sdk == "docker":
         return _sealed(_docker(source, config, containers), salt)
     entry = entry_file(config, sorted(paths))
     system = _system_packages(source, containers) if "packages.txt" in paths else ()
     if config.sdk == "static":
         plan = _static(source, config, entry, paths, "python3" if containers else PLATFORM_PYTHON)
+        warnings += [NO_PRELOAD] if config.preload_from_hub else []
     else:
         environment = _environment(source, config, catalogue, available_pythons, paths, warnings)
         plan = BuildPlan("", source.id, config.sdk, environment, _RUN[config.sdk](config, entry))
+        plan = replace(plan, preload=config.preload_from_hub)
     if system and containers:
         plan = replace(plan, environment=replace(plan.environment, system=system))
     elif system:
@@ -86,6 +87,8 @@ def _sealed(plan: BuildPlan, salt: str) -> BuildPlan:
     body = [environment.id, plan.tree_id, plan.sdk, asdict(plan.run), plan.build_command, plan.output_dir, salt]
     if environment.system and not environment.python:
         body.append(environment.system)
+    if plan.preload:
+        body.append({"preload": plan.preload})
     return replace(plan, environment=environment, id=_id("plan", *body), salt=salt)
 
 
@@ -292,7 +295,8 @@ def _docker(source: SourceTree, config: SpaceConfig, containers: bool) -> BuildP
     run = RunPlan((), {"PORT": "{PORT}"}, config.app_port, config.base_path, config.startup_duration_timeout)
     reason = "`sdk: docker` needs a container engine; this platform runs apps as processes"
     needs = () if containers else (reason,)
-    return BuildPlan("", source.id, "docker", _NO_ENVIRONMENT, run, needs_container=needs, warnings=config.warnings)
+    warnings = (*config.warnings, *([NO_PRELOAD] if config.preload_from_hub else []))
+    return BuildPlan("", source.id, "docker", _NO_ENVIRONMENT, run, needs_container=needs, warnings=warnings)
 
 
 def _read(source: SourceTree, path: str) -> str:

@@ -5,7 +5,8 @@ Everything here is frozen and serialisable, so that a plan can be compared, stor
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -107,6 +108,46 @@ class BuildPlan:
     warnings: tuple[str, ...] = ()
     salt: str = ""
     """Changed by a factory rebuild, which shares no cached step with the builds before it."""
+    preload: tuple[str, ...] = ()
+    """Entries of preload_from_hub, as `preload.parse` takes them."""
+
+
+@dataclass(frozen=True, slots=True)
+class HubFile:
+    """One file of a hub's repository."""
+
+    size: int
+    """Bytes; -1 where the hub does not tell."""
+    etag: str = ""
+    """What the hub calls its content: git's blob id, SHA-256 of a large file, or a word of its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class HubRepo:
+    """A repository of a hub at one commit."""
+
+    kind: str
+    """`model`, `dataset` or `space`."""
+    name: str
+    """`owner/name`, or `name`."""
+    commit: str
+    """40 hex digits."""
+    files: Mapping[str, HubFile] = field(default_factory=dict)
+
+
+class HubMissing(Exception):
+    """This platform has no hub for such repositories. Its text says why, as the end of a sentence."""
+
+
+class Hub(Protocol):
+    """Repositories that builds may read, with the rights of one owner."""
+
+    def find(self, kind: str, name: str, revision: str) -> HubRepo:
+        """A repository at `main` or at a commit. Raises HubMissing, or BuildError where it is not there for this owner
+        (`hub_repo_not_found`, `hub_revision_not_found`) or the hub does not answer (`hub_unreachable`)."""
+
+    def open(self, repo: HubRepo, path: str) -> AbstractContextManager[tuple[str, Iterator[bytes]]]:
+        """A file's etag (empty: as it was listed), and its bytes in chunks. Raises BuildError, also between chunks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +161,8 @@ class BuildInputs:
     """Public; build arguments of a Dockerfile that declares them."""
     secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
     """Files at `/run/secrets/NAME` of the RUN steps that mount them; in no layer, command line or log."""
+    hub: Hub | None = None
+    """Where preload_from_hub is fetched, with the rights of the Space's owner. Its token never leaves it."""
 
 
 NO_INPUTS = BuildInputs()
@@ -175,6 +218,8 @@ class BuildLimits:
     disk: int = 10 << 30
     """Bytes the build may add."""
     processes: int = 512
+    preload: int = 10 << 30
+    """Bytes of preload_from_hub."""
 
 
 class BuildError(Exception):
@@ -228,3 +273,6 @@ class Builder(Protocol):
 
     def free_disk(self) -> int:
         """Bytes that are free where artifacts are kept."""
+
+    def close(self) -> None:
+        """Nothing is built here any more: take back what was put up on the machine for builds. Raises nothing."""

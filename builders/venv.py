@@ -23,17 +23,19 @@ from pathlib import Path
 from uv import find_uv_bin
 
 import runtime_images
-from builders import confined, pythons, usage
+from builders import confined, preload, pythons, usage
 from builders.environment import EnvironmentBuild
-from builders.layout import Layout, Ref, owner_key, remove_tree, sync_folder, write_durably
+from builders.layout import Layout, Lock, Ref, owner_key, remove_tree, sync_folder, write_durably
 from builders.types import (
     NO_INPUTS,
     Artifact,
+    BuildCancelled,
     BuildError,
     BuildInputs,
     BuildLimits,
     BuildLog,
     BuildPlan,
+    Hub,
     Phase,
     SourceTree,
 )
@@ -61,6 +63,70 @@ class LocalArtifact:
     """The installation behind the environment; a sandbox must show it."""
     python_path: Path | None = None
     """For `{PLATFORM_PYTHON} -m runtime_images…`: what must be on PYTHONPATH."""
+    hub_dir: Path | None = None
+    """A layer of preload_from_hub: `home` is what the app is to find at `preload.CACHE`, with links into `cache`."""
+
+
+class HubLayer:
+    """What a build preloads from a hub, made or found as it is entered, held against removal until it is left.
+
+    Raises BuildError, BuildCancelled on entering.
+    """
+
+    def __init__(self, entries: Sequence[str], hub: Hub | None, layout: Layout, owner: str, work: Work) -> None:
+        self._entries, self._hub, self._layout, self._owner, self._work = entries, hub, layout, owner, work
+        self.id = self.lock_text = ""
+        self.size = 0
+        self._lock: Lock | None = None
+
+    def __enter__(self) -> HubLayer:
+        if self._entries:
+            layer = preload.resolve(self._entries, self._hub, self._work.budget.limits.preload, self._work.log)
+            if layer.parts and self._hub is not None:
+                self._use(layer, self._hub)
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        if self._lock is not None:
+            self._lock.close()
+
+    def _use(self, layer: preload.Layer, hub: Hub) -> None:
+        self.id = layer.id
+        self.lock_text = preload.lock_text(layer)
+        self._lock = self._layout.hub_lock(self._owner, self.id)
+        try:
+            self._lock.shared(self._work.budget.cancelled)
+            if self._layout.hub(self._owner, self.id).is_dir():
+                self._work.log.phase(Phase.INSTALLING, "nothing to preload: these files are there already")
+            else:
+                self._make(layer, hub)
+        except BaseException:
+            self._lock.close()
+            raise
+
+    def _make(self, layer: preload.Layer, hub: Hub) -> None:
+        target, draft, budget = self._layout.hub(self._owner, self.id), self._work.temp / "hub", self._work.budget
+        for name in ("cache", "home"):
+            (draft / name).mkdir(parents=True)
+
+        def check() -> None:
+            if budget.cancelled():
+                raise BuildCancelled
+            if time.monotonic() > budget.deadline:
+                raise self._work.explain([], None, confined.LimitHit("seconds", 0, budget.limits.seconds))
+
+        target.parent.mkdir(exist_ok=True)
+        have = [folder / "cache" for folder in target.parent.iterdir()]
+        limit, log = budget.limits.preload, self._work.log
+        self.size = preload.fetch(layer, hub, draft / "cache", limit=limit, log=log, check=check, have=have)
+        preload.skeleton(draft / "cache", target / "cache", draft / "home")
+        preload.sync(draft)
+        try:
+            draft.rename(target)
+        except OSError:
+            if not target.is_dir():  # otherwise another build of the same layer was first
+                raise
+        sync_folder(target.parent)
 
 
 class VenvBuilder:
@@ -141,8 +207,12 @@ class VenvBuilder:
         environment = self.layout.environment(ref.owner, record["environment"])
         if not self.layout.complete(ref.owner, record["environment"]):
             raise ArtifactMissing(f"the environment of {artifact_ref} is gone; build it again")
+        hub = self.layout.hub(ref.owner, record["hub"]) if record.get("hub") else None
+        if hub is not None and not hub.is_dir():
+            raise ArtifactMissing(f"what {artifact_ref} preloads from a hub is gone; build it again")
         python = environment / "bin" / "python"
-        return LocalArtifact(self.layout.app(ref) / "app", environment, python, Path(record["python_prefix"]))
+        prefix = Path(record["python_prefix"])
+        return LocalArtifact(self.layout.app(ref) / "app", environment, python, prefix, hub_dir=hub)
 
     def build(
         self,
@@ -171,17 +241,20 @@ class VenvBuilder:
             draft = temp / "artifact"
             self._export(plan, source, draft / "app", work)
             if not plan.environment.id:
-                return self._place(ref, plan, draft, work, None)
-            with EnvironmentBuild(
-                plan.environment, self.layout, ref.owner, self.interpreters, work, source
-            ) as environment:
+                return self._place(ref, plan, draft, work, None, None)
+            with (
+                HubLayer(plan.preload, inputs.hub, self.layout, ref.owner, work) as hub,
+                EnvironmentBuild(
+                    plan.environment, self.layout, ref.owner, self.interpreters, work, source
+                ) as environment,
+            ):
                 environment.ensure()
-                return self._place(ref, plan, draft, work, environment)
+                return self._place(ref, plan, draft, work, environment, hub)
 
     def remove(self, artifact_ref: str) -> None:
         ref = Ref.parse(artifact_ref)
         try:
-            environment = self._record(ref)["environment"]
+            record = self._record(ref)
         except ArtifactMissing:
             return
         with self.layout.temp() as temp:
@@ -189,11 +262,18 @@ class VenvBuilder:
                 self.layout.app(ref).rename(temp / "gone")
             except FileNotFoundError:
                 return
+        environment, hub = record["environment"], record.get("hub", "")
         if environment:
-            self._remove_unused(ref.owner, environment)
+            folders = (self.layout.marker(ref.owner, environment), self.layout.environment(ref.owner, environment))
+            self._remove_unused(ref.owner, "environment", environment, folders)
+        if hub:
+            self._remove_unused(ref.owner, "hub", hub, (self.layout.hub(ref.owner, hub),))
 
     def prune(self) -> int:
         return self.trim_caches(CACHE_BYTES)
+
+    def close(self) -> None:
+        """Builds leave nothing behind that is not of use to the next start."""
 
     def free_disk(self) -> int:
         return shutil.disk_usage(self.layout.root).free
@@ -263,12 +343,18 @@ class VenvBuilder:
             remove_tree(target / name)
 
     def _place(
-        self, ref: Ref, plan: BuildPlan, draft: Path, work: Work, environment: EnvironmentBuild | None
+        self,
+        ref: Ref,
+        plan: BuildPlan,
+        draft: Path,
+        work: Work,
+        environment: EnvironmentBuild | None,
+        hub: HubLayer | None,
     ) -> Artifact:
         work.log.phase(Phase.SEALING)
         if environment:
             self._compile_app(plan, draft / "app", work, environment)
-        lock = environment.lock_text if environment else ""
+        lock = (environment.lock_text if environment else "") + (hub.lock_text if hub else "")
         record = {
             "format": 1,
             "ref": str(ref),
@@ -278,6 +364,7 @@ class VenvBuilder:
             "env": dict(plan.run.env),
             "environment": plan.environment.id,
             "python_prefix": str(environment.interpreter_prefix) if environment else "",
+            "hub": hub.id if hub else "",
             "lock": lock,
             "built": int(time.time()),
         }
@@ -292,7 +379,8 @@ class VenvBuilder:
                 raise
         sync_folder(target.parent)
         reused = environment.reused if environment else False
-        return Artifact(str(ref), lock, size + (environment.size if environment else 0), reused)
+        size += (environment.size if environment else 0) + (hub.size if hub else 0)
+        return Artifact(str(ref), lock, size, reused)
 
     def _compile_app(self, plan: BuildPlan, app: Path, work: Work, environment: EnvironmentBuild) -> None:
         """Bytecode for the app's modules; not for a lone entry file, which Python compiles at every start anyway."""
@@ -310,17 +398,20 @@ class VenvBuilder:
         record: dict[str, str] = json.loads(text)
         return record
 
-    def _remove_unused(self, owner: str, id: str) -> None:
-        """Delete an environment that no app of its owner uses any more, unless a build holds it just now."""
-        lock = self.layout.environment_lock(owner, id)
+    def _remove_unused(self, owner: str, kind: str, id: str, places: Sequence[Path]) -> None:
+        """Delete what no app of its owner uses any more, unless a build holds it just now. The first place goes first:
+        without it nobody takes the others for whole."""
+        lock = self.layout.hub_lock(owner, id) if kind == "hub" else self.layout.environment_lock(owner, id)
         try:
             if not lock.try_exclusive():
                 return
             for record in self.layout.app(Ref(owner, "")).glob("*/artifact.json"):
-                if json.loads(record.read_text(encoding="utf-8"))["environment"] == id:
+                if json.loads(record.read_text(encoding="utf-8")).get(kind) == id:
                     return
-            self.layout.marker(owner, id).unlink(missing_ok=True)
-            remove_tree(self.layout.environment(owner, id))
+            for place in places:
+                if place.is_dir():
+                    remove_tree(place)
+                place.unlink(missing_ok=True)
         finally:
             lock.close()
 

@@ -103,6 +103,7 @@ def plan_from_json(data: dict[str, Any]) -> BuildPlan:
         needs_container=tuple(data["needs_container"]),
         warnings=tuple(data["warnings"]),
         salt=data.get("salt", ""),
+        preload=tuple(data.get("preload", ())),
     )
 
 

@@ -96,6 +96,14 @@ class Settings:
         "", "Private addresses (`10.0.0.5:3128`, `10.1.0.0/16`) that containers may reach: proxies, mirrors."
     )
 
+    hub_endpoint: str = _doc(
+        "",
+        "Address of the hub that `preload_from_hub` gets models and datasets from, as `https://huggingface.co`: "
+        "anything that speaks its API. A Space's secret HF_TOKEN is shown to it, and to no other host. Asked by the "
+        "platform itself, before the build's own steps. Empty: only Spaces of this platform can be preloaded.",
+    )
+    preload_mb: int = _doc(10240, "Most that `preload_from_hub` may fetch for one Space.")
+
     build_slots: int = _doc(2, "Builds that run at once.")
     start_slots: int = _doc(4, "Apps that start at once; further wakes wait in line.")
     sleep_after: int = _doc(

@@ -8,11 +8,12 @@ import shutil
 import socket
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from ipaddress import IPv4Network
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import update
 from sqlmodel import col, select
@@ -27,6 +28,7 @@ from spaces_platform.accounts import Accounts
 from spaces_platform.adapters.dns import DnsTxt
 from spaces_platform.adapters.file_logs import FileLogStore
 from spaces_platform.adapters.git import GitRepoStore, PushLimits
+from spaces_platform.adapters.http_hub import HttpHub
 from spaces_platform.adapters.process import LocalArtifact, ProcessOrchestrator
 from spaces_platform.adapters.process.sandbox import Level
 from spaces_platform.adapters.process.settings import ProcessSettings, network_environment
@@ -41,6 +43,7 @@ from spaces_platform.frozen import FrozenApps, machine_memory
 from spaces_platform.gpus import Gpus
 from spaces_platform.hardware import NO_GPUS, Hardware, Machine, parse_gpus
 from spaces_platform.housekeeping import HOUSEKEEPING_SECONDS, Housekeeping
+from spaces_platform.hub import TOKEN, OwnHub, SpaceHub
 from spaces_platform.lease import ControlLease
 from spaces_platform.logs import AnnouncedLogs, LogFeed
 from spaces_platform.models import Account, Build, Deployment, Space
@@ -158,6 +161,7 @@ class Platform:
         if self._sweeper is not None:
             self._sweeper.join(10)
         self.queue.close()
+        self.builder.close()
         if stop_apps:
             for deployment_id in self.orchestrator.observe():
                 self.orchestrator.stop(deployment_id, grace=STOP_SECONDS - 2)
@@ -322,6 +326,7 @@ class Worker:
     def close(self) -> None:
         """Send what waits, within bounds."""
         self.queue.close()
+        self.builds.builder.close()
         self.store.close()
 
 
@@ -344,7 +349,7 @@ def assemble_worker(
     logs = AnnouncedLogs(logs, lambda stream: hints.tell(GREW, stream))
     feed = Told(lambda space_id: hints.tell(CHANGED, space_id))
     files = BuildFiles(settings.data / "builds")
-    inputs = partial(build_inputs.gather, store, vault)
+    inputs = partial(build_inputs.gather, store, vault, _hubs(settings, store, repos))
     builds = Builds(store, clock, repos, builder, logs, queue, feed, settings.build_slots, inputs, files)
     builds.is_disk_free = lambda: may_build(settings, builder)
     return Worker(builds, Housekeeping(store, clock, repos, builder, logs, files), queue, store)
@@ -400,6 +405,27 @@ def _logs(settings: Settings, clock: Clock) -> LogStore:
     return FileLogStore(settings.data / "logs", clock=clock)
 
 
+def _hubs(settings: Settings, store: Store, repos: RepoStore) -> build_inputs.Hubs:
+    """What each Space may read by preload_from_hub. Raises Invalid."""
+    endpoint = settings.hub_endpoint
+    allow = []
+    try:
+        if endpoint:
+            HttpHub(endpoint)
+        for one in filter(None, (one.strip() for one in settings.egress_allow.split(","))):
+            network, _, port = one.partition(":")
+            allow.append((IPv4Network(network), int(port or 0)))
+    except ValueError as exc:
+        raise Invalid(f"hub_endpoint or egress_allow: {exc}.") from exc
+
+    def hubs(space: Space, secrets: Mapping[str, str]) -> SpaceHub:
+        token = secrets.get(TOKEN, "")
+        other = HttpHub(endpoint, token=token, ca_bundle=settings.ca_bundle, allow=allow) if endpoint else None
+        return SpaceHub(OwnHub(store, repos, space.owner_id), other)
+
+    return hubs
+
+
 def _builder(settings: Settings) -> tuple[Builder, Callable[[], Sequence[str]]]:
     """The builder, and the Python versions it has at hand."""
     limits = BuildLimits(
@@ -407,6 +433,7 @@ def _builder(settings: Settings) -> tuple[Builder, Callable[[], Sequence[str]]]:
         memory=settings.build_memory_mb << 20,
         disk=settings.build_disk_mb << 20,
         processes=settings.build_processes,
+        preload=settings.preload_mb << 20,
     )
     if settings.builder == "docker":
         return _docker_builder(settings, limits)
@@ -440,26 +467,38 @@ def _docker_builder(settings: Settings, limits: BuildLimits) -> tuple[Builder, C
             reserve=settings.disk_floor_mb << 20,
             cache_bytes=settings.build_cache_mb << 20,
             sources=frozenset(name.strip() for name in settings.image_sources.split(",") if name.strip()),
-            fence=_build_fence(settings),
+            **_build_fence(settings),
         )
         return DockerBuilder(settings.data / "images", options), lambda: (catalogue.python_default,)
     except (ClientMissing, OSError, ValueError) as exc:
         raise Unavailable(f"Container builds cannot work here: {exc}") from exc
 
 
-def _build_fence(settings: Settings) -> Callable[[], None]:
-    """What keeps build steps from internal networks, put up anew before every build."""
+def _build_fence(settings: Settings) -> dict[str, Any]:
+    """What keeps build steps from internal networks: put up anew by every build, and taken down in the end."""
+    from spaces_platform.adapters.docker.build_fences import BuildFence, name_of, remove_stale
     from spaces_platform.adapters.docker.fence import build_fence
-    from spaces_platform.adapters.docker.settings import instance_of
 
     if settings.isolation == "off":
-        return lambda: None
+        return {}
     if os.geteuid() != 0:
         if settings.isolation == "required":
             raise Unavailable("isolation is required, but only root can keep builds from internal networks.")
         log.warning("builds are not kept from internal networks: the platform is not root")
-        return lambda: None
-    return build_fence(f"{instance_of(settings.data)}b", docker_settings(settings)).ensure
+        return {}
+    fence = BuildFence(build_fence(name_of(settings.data), docker_settings(settings)))
+
+    def take_down(step: Callable[[], object]) -> object:
+        """What is left of it narrows what builds reach, and no more: no reason not to start, or not to stop."""
+        try:
+            return step()
+        except PlatformError as exc:
+            log.warning("a fence around builds is left: %s", exc)
+            return []
+
+    if names := take_down(remove_stale):
+        log.info("fences of platforms that are gone are taken down", extra={"fences": names})
+    return {"fence": fence.building, "unfence": lambda: take_down(fence.release)}
 
 
 def _orchestrator(
@@ -562,7 +601,7 @@ def assemble(
     )
     spaces = Spaces(store, clock, repos, queue, vault, settings, feed, hardware, storage)
     files = BuildFiles(settings.data / "builds")
-    inputs = partial(build_inputs.gather, store, vault)
+    inputs = partial(build_inputs.gather, store, vault, _hubs(settings, store, repos))
     builds = Builds(store, clock, repos, builder, logs, queue, feed, settings.build_slots, inputs, files)
     freezer = orchestrator if isinstance(orchestrator, Freezer) else None
     deployments = Deployments(store, clock, orchestrator, vault, settings, feed, logs, gpus, storage, freezer)
@@ -586,7 +625,7 @@ def assemble(
 def _local(built: Built) -> LocalArtifact:
     """The builder's answer in the orchestrator's words."""
     extra = [built.python_prefix, *([built.python_path] if built.python_path is not None else [])]
-    return LocalArtifact(built.app_dir, built.environment_dir, tuple(extra))
+    return LocalArtifact(built.app_dir, built.environment_dir, tuple(extra), built.hub_dir)
 
 
 def _deployment_changed(store: Store, queue: Queue, deployment_id: int) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 
-from builders.containers import client, limits
+from builders.containers import client, hub_image, limits
 from builders.containers.engine import TAGS, EngineApi
 from builders.containers.job import PREFIX, Job, Silent
 from builders.containers.options import Options
@@ -105,7 +105,11 @@ class DockerBuilder:
             if id not in known and created < before:
                 for name in tags or (id,):
                     self.engine.remove(name)
+        hub_image.prune(self)
         return self.engine.prune_cache(self.options.cache_bytes)
+
+    def close(self) -> None:
+        self.options.unfence()
 
     def free_disk(self) -> int:
         free = self.records.free()

@@ -108,6 +108,13 @@ class EngineApi:
             tags = tuple(tag for tag in row.get("RepoTags") or () if tag != "<none>:<none>")
             yield row["Id"], tags, int(row["Created"]), str((row.get("Labels") or {}).get(LABEL, ""))
 
+    def names(self, repository: str) -> list[str]:
+        """`repository:tag` of every image that has such a name."""
+        with _failures(f"listing the images of {repository}"):
+            rows = self._client.api.images(name=repository)
+        tags = [tag for row in rows for tag in row.get("RepoTags") or ()]
+        return [tag for tag in tags if tag.startswith(f"{repository}:")]
+
     def save(self, ref: str) -> IO[bytes]:
         """The image as `docker save` streams it."""
         with _failures(f"reading the image {ref}"):

@@ -11,7 +11,7 @@ from __future__ import annotations
 import secrets as random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,7 @@ from builders import confined, dockerfile
 from builders.confined import LimitHit
 from builders.containers import client, limits, rules, sbom, scan
 from builders.containers.engine import LABEL, TAGS, Image, tar_files
+from builders.containers.hub_image import HubImage
 from builders.containers.progress import Progress
 from builders.containers.records import Facts, Record, key_of
 from builders.diagnosis import diagnose_build
@@ -83,6 +84,7 @@ class Job:
         self.log = _Masked(log, self.masks)
         self.mark = f"b{random.token_hex(12)}.invalid"
         self.deadline = time.monotonic() + self.options.limits.seconds
+        self.hub = HubImage(self)
         self.steps = limits.Steps(builder.machine, self.mark, self.options.limits, self.options.reserve)
 
     def tell_waiting(self) -> None:
@@ -91,12 +93,13 @@ class Job:
     def build(self, work: Path) -> Artifact:
         """Raises BuildError, BuildCancelled, BuilderUnavailable."""
         try:
-            return self._build(work)
+            self.log.phase(Phase.CLONING)
+            with self.hub.held(work), self.options.fence():
+                return self._build(work)
         except LimitHit as hit:
             raise self._explain([], None, hit) from hit
 
     def _build(self, work: Path) -> Artifact:
-        self.log.phase(Phase.CLONING)
         text = self.text()
         for warning in (*self.plan.warnings, *text.warnings):
             self.log.line(f"warning: {warning}")
@@ -113,10 +116,27 @@ class Job:
         name, commit = self.inputs.space or self.owner, self.inputs.commit or self.plan.tree_id
         document = sbom.of_image(facts.sbom, name, commit)
         record = Record(
-            ref, image.id, tag, self.owner, self.inputs.space, self.plan.id, facts.lock, image.size, int(time.time())
-        )
+            ref, image.id, tag, self.owner, self.inputs.space, self.plan.id, facts.lock + self.hub.lock_text,
+            image.size, int(time.time()), self.hub.key,
+        )  # fmt: skip
         self.records.add(self.key, record, document, text.text)
-        return Artifact(ref, facts.lock, image.size, progress.reused, document, text.text)
+        return Artifact(ref, record.lock, image.size, progress.reused, document, text.text)
+
+    def build_plain(self, work: Path, context: Path, text: rules.Checked, labels: dict[str, str]) -> str:
+        """An image of the platform's own making, without network, secrets and arguments; its id."""
+        name = work / "plain"
+        name.mkdir()
+        (name / "Dockerfile").write_text(text.text)
+        request = client.Request(
+            context, name / "Dockerfile", self._home(work), self.mark, labels=labels, iid_file=name / "iid"
+        )
+        self._buildkit(request, Progress(Silent()), text)
+        return (name / "iid").read_text().strip()
+
+    @staticmethod
+    def _home(work: Path) -> Path:
+        (work / "home").mkdir(exist_ok=True)
+        return work / "home"
 
     # --- what is built ---------------------------------------------------------------------------------------------
     def text(self) -> rules.Checked:
@@ -124,7 +144,8 @@ class Job:
             entry = next((part for part in self.plan.run.argv if part.endswith(".py")), "")
             modules = sum(e.size for e in self.source.entries() if e.path.endswith(".py") and e.path != entry)
             compile_app = self.plan.sdk != "static" and modules >= COMPILE_FROM
-            return rules.Checked(dockerfile.render(self.plan, self.options.images, self.scope, compile_app=compile_app))
+            images = replace(self.options.images, run=self.hub.name) if self.hub.name else self.options.images
+            return rules.Checked(dockerfile.render(self.plan, images, self.scope, compile_app=compile_app))
         own = self.source.read("Dockerfile", 1 << 20)
         has_ca = "ca" in self.options.network
         allowed = rules.Allowed(
@@ -152,7 +173,6 @@ class Job:
         if not self.is_own:
             # Wins over a .dockerignore in the repository, which is meant for the owner's own builds: all files are app.
             (folder / "Dockerfile.dockerignore").write_text("")
-        (work / "home").mkdir()
 
     def _pull(self, images: Sequence[str]) -> None:
         """See to it that the engine has what is built upon, and that it asks for nothing by itself."""
@@ -169,11 +189,10 @@ class Job:
                     f"The image {name} has ONBUILD instructions, which would act in this build unseen.",
                     "Choose an image without them.",
                 )
-            self._check()
+            self.check()
 
     # --- BuildKit --------------------------------------------------------------------------------------------------
     def _bound(self) -> None:
-        self.options.fence()
         if self.builder.machine.is_ours:
             bounds, slots = self.options.limits, self.options.slots
             limits.limit_all(
@@ -196,7 +215,7 @@ class Job:
         return client.Request(
             context=work / "context",
             dockerfile=work / "dockerfile" / "Dockerfile",
-            home=work / "home",
+            home=self._home(work),
             mark=self.mark,
             target=target,
             args=text.arguments,
@@ -219,7 +238,7 @@ class Job:
 
     def _buildkit(self, request: client.Request, progress: Progress, text: rules.Checked, max_stdout: int = 0) -> bytes:
         def check() -> None:
-            self._check()
+            self.check()
             self.steps.check()
             progress.tick()
 
@@ -237,7 +256,7 @@ class Job:
             raise self._failed(progress, text)
         return output
 
-    def _check(self) -> None:
+    def check(self) -> None:
         if self.cancelled():
             raise BuildCancelled
         if time.monotonic() > self.deadline:
@@ -322,7 +341,8 @@ class Job:
             return
         deadline = time.monotonic() + SCAN_SECONDS
         known = self.records.scanned(self._secrets_key())
-        bases = [self.engine.image(name) for name in (self.options.images.run, self.options.images.static)]
+        names = (self.hub.name or self.options.images.run, self.options.images.static)
+        bases = [self.engine.image(name) for name in names]
         skip = known | {layer for base in bases if base is not None for layer in base.layers}
         try:
             hit = self._hit(image, looked_for, skip, deadline)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,8 +42,10 @@ class Options:
     network: Mapping[str, bytes] = field(default_factory=dict, repr=False)
     """The secrets `network` and `ca` of runtime_images/network.py."""
     proxies: Mapping[str, str] = field(default_factory=dict, repr=False)
-    fence: Callable[[], None] = lambda: None
-    """Sees to it that build steps reach no internal network. Called before every build; what it raises ends it."""
+    fence: Callable[[], AbstractContextManager[object]] = nullcontext
+    """Sees to it that build steps reach no internal network. Entered by every build; what it raises ends it."""
+    unfence: Callable[[], None] = lambda: None
+    """Called once nothing is built here any more."""
 
 
 def make_options(

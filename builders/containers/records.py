@@ -46,6 +46,8 @@ class Record:
     size: int = 0
     built: int = 0
     """Unix seconds."""
+    hub: str = ""
+    """Key of the image with what it preloads from a hub; see hub_image.py."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +152,10 @@ class Records:
             yield
         finally:
             lock.close()
+
+    def hub_lock(self, key: str) -> Lock:
+        """Shared while a build stands upon that image, exclusive to make or remove it. The caller closes it."""
+        return Lock(self.root / "locks" / f"hub.{key}")
 
     @contextmanager
     def work(self, key: str) -> Iterator[Path]:

@@ -203,7 +203,7 @@ class _Check:
             raise Unreadable(line, f"`{image[:80]}` is not the name of an image.", "Write it like `python:3.12-slim`.")
         first, slash, _ = match["path"].partition("/")
         has_registry = bool(slash) and ("." in first or ":" in first or first == "localhost")
-        if not has_registry and first in ("spaces", "spaces-app"):
+        if not has_registry and first in ("spaces", "spaces-app", "spaces-hub"):
             if not PLATFORM_IMAGES.fullmatch(image):
                 raise Unreadable(line, f"`{image}` is not an image for Spaces to build upon.", "Choose another image.")
         elif (first if has_registry else "docker.io") not in self.allowed.sources:

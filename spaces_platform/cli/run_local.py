@@ -65,7 +65,7 @@ class _Run:
     def _resolve(self, ref: str) -> LocalArtifact:
         built = self._builder.resolve(ref)
         extra = (built.python_prefix, *((built.python_path,) if built.python_path else ()))
-        return LocalArtifact(built.app_dir, built.environment_dir, extra)
+        return LocalArtifact(built.app_dir, built.environment_dir, extra, built.hub_dir)
 
     def run(self) -> int:
         plan = self._plan()

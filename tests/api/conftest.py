@@ -28,6 +28,7 @@ from spaces_platform.clock import SystemClock
 from spaces_platform.domains import Domains
 from spaces_platform.gpus import Gpus
 from spaces_platform.hardware import Hardware, Machine, parse_gpus
+from spaces_platform.hub import OwnHub, SpaceHub
 from spaces_platform.logs import LogFeed
 from spaces_platform.models import Deployment, Space
 from spaces_platform.ports import Isolation, LogLine, Task, Volumes
@@ -189,7 +190,9 @@ def make_world(data: Path, template: Path | None = None, volumes: Volumes | None
     storage = Storage(settings, volumes)
     spaces = Spaces(store, clock, repos, queue, vault, settings, feed, hardware, storage)
     files = BuildFiles(data / "builds")
-    inputs = partial(build_inputs.gather, store, vault)
+    inputs = partial(
+        build_inputs.gather, store, vault, lambda space, _secrets: SpaceHub(OwnHub(store, repos, space.owner_id), None)
+    )
     builds = Builds(store, clock, repos, None, logs, queue, feed, 2, inputs, files)  # type: ignore[arg-type]
     return World(
         settings, clock, store, vault, repos, logs, queue, feed, Traffic(), Routes(store, settings), accounts, spaces,

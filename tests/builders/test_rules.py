@@ -44,6 +44,7 @@ REFUSED = [
     ("add by variable", FROM + "ADD $X /x\n", 2, "ADD may not fetch"),
     ("add git", FROM + "ADD git@10.0.0.1:x/y.git /x\n", 2, "ADD may not fetch"),
     ("tenant image", "FROM spaces-app:0123\n", 1, "not an image for Spaces"),
+    ("preloaded files", "FROM spaces-hub:0123\n", 1, "not an image for Spaces"),
     ("tenant image with registry", "FROM 10.0.0.5:5000/spaces-app/7@sha256:" + "0" * 64 + "\n", 1, "not come from"),
     ("platform image", "FROM spaces/control-plane:1\n", 1, "not an image for Spaces"),
     ("local registry", "FROM localhost:5000/x\n", 1, "may not come from localhost:5000"),

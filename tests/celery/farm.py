@@ -89,6 +89,9 @@ class TimedBuilder:
     def prune(self) -> int:
         return 0
 
+    def close(self) -> None:
+        """Nothing of it is on the machine."""
+
     def free_disk(self) -> int:
         return 1 << 40
 

@@ -3,32 +3,23 @@
 from __future__ import annotations
 
 import os
-import shutil
-import socket
-import subprocess
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import pytest
 
 from builders.types import BuildError, BuildInputs
-from spaces_platform.adapters.docker.fence import build_fence
-from spaces_platform.adapters.docker.settings import DockerSettings
 from tests.builders.conftest import Log
 from tests.containers.builds import BASE, LIMITS, Builds, builds_on, in_thread, ours
 from tests.containers.test_build_images import wait_until
-from tests.services.engine import cli, copy_image, own_engine
+from tests.services.engine import cli
 
 SECRET = "s3cr3t-of-ada-0123456789"
 GIVEN = BuildInputs("ada/app", "c", secrets={"TOKEN": SECRET, "SHORT": "abc"})
 MOUNT = "RUN --mount=type=secret,id=TOKEN,required=true"
-BRIDGE, GATEWAY = "spbuild0", "10.214.77.1"
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="limits and fences are put up by root")
 
 
@@ -210,77 +201,6 @@ def test_an_image_that_is_not_there_is_named(builds: Builds) -> None:
         builds.build({"README.md": "---\nsdk: docker\n---\n", "Dockerfile": "FROM no-such-thing-by-anyone:1\n"})
     assert caught.value.reason in ("image_not_found", "registry_unreachable")
     assert "no-such-thing-by-anyone" in caught.value.cause
-
-
-@as_root
-def test_a_build_reaches_no_internal_network(engine_url: str, tmp_path: Path) -> None:
-    """T06, from a build: canaries on the bridge's gateway, on the metadata address and on a neighbouring network.
-
-    On an engine and a bridge of its own: others who share the engine have fences around its default bridge, too.
-    """
-    if shutil.which("iptables-restore") is None:
-        pytest.skip("iptables is missing: apt install iptables")
-    with ExitStack() as stack:
-        place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dockerd-", ignore_cleanup_errors=True)))
-        stack.enter_context(bridge(BRIDGE, f"{GATEWAY}/24"))
-        url = stack.enter_context(own_engine(place, f"--bridge={BRIDGE}", "--iptables=false")).url
-        copy_image(engine_url, url, BASE)
-        targets, hits = stack.enter_context(canaries(GATEWAY, "169.254.169.254", "192.168.213.1"))
-        tries = "; ".join(f"timeout 5 bash -c '</dev/tcp/{host}/{port}' && echo {host}" for host, port in targets)
-        with builds_on(tmp_path / "open", url) as builds:
-            # Without the fence they are reached: the test can fail.
-            builds.dockerfile(f"RUN {tries}; true\n")
-            assert set(hits) == {host for host, _ in targets}
-        hits.clear()
-        fence = build_fence("buildtest", DockerSettings(url=url), BRIDGE)
-        stack.callback(fence.remove)
-        with builds_on(tmp_path / "fenced", url, fence=fence.ensure) as builds:
-            log = Log()
-            builds.dockerfile(f"RUN {tries}; echo done\n", log=log)
-            assert "done" in log.lines
-        assert not hits
-
-
-@contextmanager
-def bridge(name: str, address: str) -> Iterator[None]:
-    subprocess.run(["ip", "link", "del", name], check=False, capture_output=True)  # of a run that was killed
-    subprocess.run(["ip", "link", "add", name, "type", "bridge"], check=True)
-    try:
-        subprocess.run(["ip", "address", "add", address, "dev", name], check=True)
-        subprocess.run(["ip", "link", "set", name, "up"], check=True)
-        yield
-    finally:
-        subprocess.run(["ip", "link", "del", name], check=True)
-
-
-@contextmanager
-def canaries(gateway: str, *others: str) -> Iterator[tuple[list[tuple[str, int]], list[str]]]:
-    """Listeners where no build may get to, and which of them were reached."""
-    hits: list[str] = []
-    sockets: list[socket.socket] = []
-    for host in others:
-        subprocess.run(["ip", "address", "add", f"{host}/32", "dev", "lo"], check=False, capture_output=True)
-    try:
-        for host in (gateway, *others):
-            server = socket.create_server((host, 0))
-            sockets.append(server)
-            in_thread(partial(count, server, host, hits))
-        yield [(host, port) for host, port in (server.getsockname() for server in sockets)], hits
-    finally:
-        for server in sockets:
-            server.close()
-        for host in others:
-            subprocess.run(["ip", "address", "del", f"{host}/32", "dev", "lo"], check=False, capture_output=True)
-
-
-def count(server: socket.socket, host: str, hits: list[str]) -> None:
-    while True:
-        try:
-            connection, _ = server.accept()
-        except OSError:
-            return
-        hits.append(host)
-        connection.close()
 
 
 def watch_command_lines(seen: list[str], stop: threading.Event) -> None:

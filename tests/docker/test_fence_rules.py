@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from spaces_platform.adapters.docker import fence
+from spaces_platform.adapters.docker import build_fences, fence
 from spaces_platform.adapters.docker.fence import Allowed, FenceRules
 from spaces_platform.adapters.docker.settings import DockerSettings
+from spaces_platform.cli.doctor.network import judge_build_fences
 from spaces_platform.errors import Invalid
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -141,3 +142,61 @@ def test_only_name_servers_that_containers_ask_themselves_need_a_rule() -> None:
 def test_a_long_list_of_ports_is_cut_to_what_one_rule_takes() -> None:
     lines = fence.rules_v4("x", FenceRules(("y",), tuple(range(1, 41))), ())
     assert [line.count(",") for line in lines if "multiport" in line] == [14, 14, 9]
+
+
+SAVED = """\
+-P INPUT ACCEPT
+-N DOCKER-USER
+-N SPACES-0123abcdb-HOST
+-N SPACES-0123abcdb-OUT
+-N SPACES-0123abcd-OUT
+-A INPUT -i docker0 -j SPACES-0123abcdb-HOST
+-A INPUT -i docker0 -j SPACES-0123abcdb-HOST
+-A DOCKER-USER -i docker0 -j SPACES-0123abcdb-OUT
+-A DOCKER-USER -i sp0123-+ -j SPACES-0123abcd-OUT
+-A DOCKER-USER ! -i sp0123-+ -o sp0123-+ -m conntrack --ctstate NEW -j DROP
+-A SPACES-0123abcdb-OUT -j REJECT --reject-with icmp-admin-prohibited
+-A SPACES-0123abcd-OUT -j REJECT --reject-with icmp-admin-prohibited
+""".splitlines()
+
+
+def test_a_fence_is_removed_with_all_that_leads_to_it_and_nothing_else() -> None:
+    assert fence.removal_text("0123abcdb", SAVED).splitlines() == [
+        "*filter",
+        "-D INPUT -i docker0 -j SPACES-0123abcdb-HOST",
+        "-D INPUT -i docker0 -j SPACES-0123abcdb-HOST",
+        "-D DOCKER-USER -i docker0 -j SPACES-0123abcdb-OUT",
+        "-F SPACES-0123abcdb-OUT",
+        "-F SPACES-0123abcdb-HOST",
+        "-X SPACES-0123abcdb-OUT",
+        "-X SPACES-0123abcdb-HOST",
+        "COMMIT",
+    ]
+    hooks = fence.hooks("0123abcd", FenceRules(("sp0123-+",)), "DOCKER-USER")
+    apps = fence.removal_text("0123abcd", SAVED, hooks).splitlines()
+    assert [line for line in apps if line.startswith("-D")] == [
+        "-D DOCKER-USER -i sp0123-+ -j SPACES-0123abcd-OUT",
+        "-D DOCKER-USER ! -i sp0123-+ -o sp0123-+ -m conntrack --ctstate NEW -j DROP",
+    ]
+    assert fence.removal_text("ffffffffb", SAVED) == ""
+
+
+def test_fences_of_builds_are_told_from_those_of_apps() -> None:
+    assert build_fences.names_of(SAVED) == ["0123abcdb"]
+
+
+@pytest.mark.parametrize(
+    ("standing", "held", "level", "words"),
+    [
+        ((), (), "ok", "own"),
+        (("mineb",), (), "ok", "own"),
+        (("mineb", "goneb"), ("mineb",), "warn", "goneb"),
+        (("mineb", "otherb"), ("mineb", "otherb"), "warn", "1 other"),
+    ],
+)
+def test_the_doctor_tells_of_other_fences(
+    standing: tuple[str, ...], held: tuple[str, ...], level: str, words: str
+) -> None:
+    [check] = judge_build_fences("mineb", standing, held)
+    assert check.level == level
+    assert words in check.found

@@ -26,6 +26,7 @@ class FakeBuilder:
         self.inputs = NO_INPUTS
         """Of the newest build."""
         self.free = 1 << 40
+        self.closed = False
         self.before: Callable[[BuildPlan], None] = lambda _plan: None
         """Called in the middle of every build."""
 
@@ -66,3 +67,6 @@ class FakeBuilder:
 
     def free_disk(self) -> int:
         return self.free
+
+    def close(self) -> None:
+        self.closed = True

@@ -48,6 +48,8 @@ class Machine:
         self.changes: list[tuple[float, int]] = []
         self._number = 0
         self._made: list[ProcessOrchestrator] = []
+        self.hub_dir: Path | None = None
+        """What all apps have preloaded."""
 
     def orchestrator(self, settings: ProcessSettings | None = None) -> ProcessOrchestrator:
         made = ProcessOrchestrator(
@@ -70,7 +72,7 @@ class Machine:
         app = self.root / "apps" / ref
         if not app.is_dir():
             raise LookupError(ref)
-        return LocalArtifact(app)
+        return LocalArtifact(app, hub_dir=self.hub_dir)
 
     def spec(
         self,

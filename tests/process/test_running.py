@@ -99,10 +99,10 @@ def test_a_large_app_is_shown_read_only_instead_of_copied(place: Machine) -> Non
     orchestrator = place.orchestrator(replace(SETTINGS, copy_limit=1 << 20))
     if not orchestrator.isolation().safe_for_strangers:
         pytest.skip("needs bubblewrap")
-    spec = place.spec("import os; print(os.access('.', os.W_OK), os.path.getsize('big'), flush=True)")
+    spec = place.spec(apps.server("import os; print(os.access('.', os.W_OK), os.path.getsize('big'), flush=True)"))
     (place.root / "apps" / spec.artifact_ref / "big").write_bytes(bytes(2 << 20))
     orchestrator.start(spec)
-    exited(orchestrator, spec.id)
+    ready(orchestrator, spec.id)
     assert text(orchestrator, spec.id) == f"False {2 << 20}"
     assert not list((place.root / "run" / "deployments" / str(spec.id) / "work").iterdir())
 

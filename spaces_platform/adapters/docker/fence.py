@@ -152,6 +152,18 @@ def restore_text(name: str, lines: Iterable[str], missing_hooks: Iterable[Hook])
     return "\n".join(["*filter", f":{out} - [0:0]", f":{host} - [0:0]", *lines, *inserted, "COMMIT", ""])
 
 
+def removal_text(name: str, rules: Sequence[str], also: Iterable[Hook] = ()) -> str:
+    """Input for `iptables-restore --noflush` that removes a fence from `rules`; empty where it is not in them. Pure."""
+    mine, more = chains(name), {words for _, words in also}
+    there = [chain for chain in mine if f"-N {chain}" in rules]
+    lines = []
+    for words in (rule.split() for rule in rules):
+        if words[0] == "-A" and words[1] not in mine and (words[-1] in there or tuple(words[2:]) in more):
+            lines.append(f"-D {' '.join(words[1:])}")
+    lines += [f"{order} {chain}" for order in ("-F", "-X") for chain in there]
+    return "\n".join(["*filter", *lines, "COMMIT", ""]) if lines else ""
+
+
 def missing() -> str:
     """Why there can be no fence here, in words; empty where there can, as far as can be seen without trying."""
     if os.geteuid() != 0:
@@ -186,13 +198,7 @@ class Fence:
         """Take it down. Removing the absent is success. Raises Unavailable."""
         with self._lock:
             for program in ("iptables", "ip6tables"):
-                present = set(self._hooks(program)) - set(self._missing(program, self._hooks(program)))
-                for chain, rule in present:
-                    _run([program, "-w", _LOCK_SECONDS, "-D", chain, *rule])
-                for chain in chains(self.name):
-                    if _succeeds([program, "-w", _LOCK_SECONDS, "-n", "-L", chain]):
-                        _run([program, "-w", _LOCK_SECONDS, "-F", chain])
-                        _run([program, "-w", _LOCK_SECONDS, "-X", chain])
+                take_down(program, self.name, self._hooks(program))
 
     def _hooks(self, program: str) -> list[Hook]:
         docker = _succeeds([program, "-w", _LOCK_SECONDS, "-n", "-L", "DOCKER-USER"])
@@ -214,6 +220,25 @@ def build_fence(name: str, settings: DockerSettings, interface: str = DEFAULT_BR
     Invalid.
     """
     return Fence(name, replace(fence_of(settings, (interface,)), inbound=True))
+
+
+def take_down(program: str, name: str, also: Iterable[Hook] = ()) -> None:
+    """Remove the chains of a fence and all rules that lead to them, at once, and the rules of `also` where they are.
+
+    Removing the absent is success. Raises Unavailable.
+    """
+    text = removal_text(name, saved(program), also)
+    if text:
+        _run([f"{program}-restore", "--noflush", "-w", _LOCK_SECONDS], text)
+
+
+def saved(program: str) -> list[str]:
+    """All rules that are there now, in the words of iptables-save. Raises Unavailable."""
+    done = _call([program, "-w", _LOCK_SECONDS, "-S"])
+    if done.returncode:
+        said = " ".join(done.stderr.split())[-300:]
+        raise Unavailable(f"{program}: the packet filter could not be read: {said}")
+    return done.stdout.splitlines()
 
 
 def _succeeds(argv: Sequence[str]) -> bool:

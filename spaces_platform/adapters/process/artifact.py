@@ -19,3 +19,5 @@ class LocalArtifact:
     """The dependency environment (a virtual environment), or None for an app that needs none."""
     read_only_paths: tuple[Path, ...] = ()
     """What else the app may read, such as an interpreter outside /usr."""
+    hub_dir: Path | None = None
+    """Files that were preloaded from a hub: `home/` is copied to ~/.cache/huggingface/hub, and links to the rest."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from builders import preload
 from spaces_platform.errors import Invalid
 from spaces_platform.ports import DeploymentSpec
 
@@ -69,8 +70,8 @@ def launch(
         "env": {"PATH": SYSTEM_PATH, "LANG": "C.UTF-8"},
         "script": sandbox.script(env, sandbox.directory(level, view)),
         "uid": uid,
-        "directories": [(str(view.work), 0o700), (str(view.home), 0o700), (str(view.tmp), 0o700)],
-        "copy": None if frozen else (str(artifact.app_dir), str(view.work)),
+        "directories": [(str(path), 0o700) for path in (view.work, view.home, *_hub_folders(artifact, view), view.tmp)],
+        "copies": _copies(artifact, view, frozen=frozen),
         "cgroups": [(path, list(values)) for path, values in ground.cgroups.groups(name, limits)],
         "oom_events": ground.cgroups.oom_events(name),
         "memory": limits.memory,
@@ -92,6 +93,20 @@ def launch(
         "wrappers": sandbox.wrappers(level),
         "shell_codes": bool(sandbox.wrappers(level)),
     }
+
+
+def _copies(artifact: LocalArtifact, view: View, *, frozen: bool) -> list[tuple[str, str]]:
+    """(source, target) of what the app gets as its own."""
+    copies = [] if frozen else [(str(artifact.app_dir), str(view.work))]
+    if artifact.hub_dir is not None:
+        copies.append((str(artifact.hub_dir / "home"), str(_hub_folders(artifact, view)[-1])))
+    return copies
+
+
+def _hub_folders(artifact: LocalArtifact, view: View) -> list[Path]:
+    """The folders on the way to the hub's cache in the app's home, where it has one, and the cache itself."""
+    cache = view.home / preload.CACHE
+    return [*reversed(cache.parents[: len(Path(preload.CACHE).parts) - 1]), cache] if artifact.hub_dir else []
 
 
 def environment(
@@ -121,6 +136,8 @@ def environment(
 def read_only_paths(artifact: LocalArtifact, settings: ProcessSettings) -> tuple[Path, ...]:
     """Everything outside /usr that the app reads: its environment, the interpreters behind it, extra paths."""
     found = [*artifact.read_only_paths, *settings.read_only_paths, *interpreter(settings.platform_python)]
+    if artifact.hub_dir is not None:
+        found.append(artifact.hub_dir)
     if artifact.environment_dir is not None:
         found += [artifact.environment_dir, *interpreter(artifact.environment_dir / "bin" / "python")]
     return tuple(dict.fromkeys(found))

@@ -52,6 +52,7 @@ def groups_of(settings: Settings) -> list[Group]:
         ]
         if s.docker.startswith("unix:"):
             groups += [("packet filter", network.check_filter)]
+            groups += [("build fences", lambda: network.check_build_fences(s.data))]
             groups += [("volumes", network.check_volumes)] if s.volume_mb else []
     if s.queue == "celery":
         groups += [("redis", lambda: services.check_redis(s.redis))]

@@ -12,7 +12,7 @@ import socket
 import ssl
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,6 +147,28 @@ def judge_filter(facts: FilterFacts) -> Check:
         fix = 'The engine must keep them: remove "iptables": false from /etc/docker/daemon.json, and restart it.'
         return fail(name, "the engine's chain DOCKER-USER is missing", fix)
     return ok(name, "iptables, with the engine's chains")
+
+
+def check_build_fences(data: Path) -> list[Check]:
+    from spaces_platform.adapters.docker import build_fences
+
+    if check_filter().level != "ok":
+        return []  # said there
+    return judge_build_fences(build_fences.name_of(data), build_fences.standing(), build_fences.held())
+
+
+def judge_build_fences(mine: str, standing: Sequence[str], held: Collection[str]) -> list[Check]:
+    """Pure."""
+    name = "build fences"
+    stale = [one for one in standing if one not in held and one != mine]
+    others = [one for one in standing if one in held and one != mine]
+    if stale:
+        text = f"left by platforms that are gone: {', '.join(stale)}; builds reach only what these allow as well"
+        return [warn(name, text, "They are taken down when a platform with containers starts on this machine.")]
+    if others:
+        fix = "Give them an engine each, or the same egress_allow and egress_ports."
+        return [warn(name, f"{len(others)} other platforms build on this engine: all fences must allow it", fix)]
+    return [ok(name, "none but this platform's own")]
 
 
 # --- volumes ------------------------------------------------------------------------------------

@@ -114,8 +114,7 @@ class Shim:
             if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
                 raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
         files.make_directories(launch["directories"], launch["uid"])
-        if launch["copy"]:
-            source, target = launch["copy"]
+        for source, target in launch["copies"]:
             files.copy_tree(source, target, launch["uid"])
         for path, settings in launch["cgroups"]:
             os.makedirs(path, exist_ok=True)
