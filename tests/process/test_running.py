@@ -103,7 +103,7 @@ def test_a_large_app_is_shown_read_only_instead_of_copied(place: Machine) -> Non
     (place.root / "apps" / spec.artifact_ref / "big").write_bytes(bytes(2 << 20))
     orchestrator.start(spec)
     ready(orchestrator, spec.id)
-    assert text(orchestrator, spec.id) == f"False {2 << 20}"
+    assert f"False {2 << 20}" in text(orchestrator, spec.id)
     assert not list((place.root / "run" / "deployments" / str(spec.id) / "work").iterdir())
 
 
