@@ -34,7 +34,8 @@ from tests.process.harness import wait_for
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="fences are put up by root")
 PROBE = """
-import json, os, socket, threading
+import json, os, socket
+from concurrent.futures import ThreadPoolExecutor
 reached, refused = [], []
 def connect(host, port):
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -56,12 +57,10 @@ def datagram(host, port):
             except OSError:
                 pass
 tcp, udp = json.loads(os.environ["TARGETS"])
-threads = [threading.Thread(target=connect, args=one) for one in tcp]
-threads += [threading.Thread(target=datagram, args=one) for one in udp]
-for one in threads:
-    one.start()
-for one in threads:
-    one.join()
+with ThreadPoolExecutor(24) as pool:  # an app may have few processes, and this machine many addresses
+    done = [pool.submit(connect, *one) for one in tcp] + [pool.submit(datagram, *one) for one in udp]
+for one in done:
+    one.result()
 print(json.dumps({"reached": sorted(reached), "refused": sorted(refused)}), flush=True)
 """
 Target = tuple[str, int]
