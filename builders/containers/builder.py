@@ -101,7 +101,7 @@ class DockerBuilder:
         self.records.sweep()
         known = {record.image for _, record in self.records.all()}
         before = time.time() - LEFTOVER_SECONDS
-        for id, tags, created, _key in list(self.engine.ours()):
+        for id, tags, created in list(self.engine.built_by(self.records.platform)):
             if id not in known and created < before:
                 for name in tags or (id,):
                     self.engine.remove(name)

@@ -27,6 +27,8 @@ TAGS = "spaces-app"
 """Repository of the tags that keep finished images. Tags are random, so that no Dockerfile can name another's image."""
 LABEL = "spaces.build"
 """On every image that was built here: its key."""
+PLATFORM_LABEL = "spaces.platform"
+"""On them as well: whose it is. Several platforms may share an engine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,14 +101,15 @@ class EngineApi:
                 raise
         return True
 
-    def ours(self) -> Iterator[tuple[str, Sequence[str], int, str]]:
-        """Id, tags, creation time and key of every image built here."""
+    def built_by(self, platform: str) -> Iterator[tuple[str, Sequence[str], int]]:
+        """Id, tags and creation time of every image that this platform built."""
+        label = f"{PLATFORM_LABEL}={platform}"
         with _failures("listing images"):
-            rows = self._client.api.images(filters={"label": LABEL, "dangling": False})
-            rows += self._client.api.images(filters={"label": LABEL, "dangling": True})
+            rows = self._client.api.images(filters={"label": label, "dangling": False})
+            rows += self._client.api.images(filters={"label": label, "dangling": True})
         for row in rows:
             tags = tuple(tag for tag in row.get("RepoTags") or () if tag != "<none>:<none>")
-            yield row["Id"], tags, int(row["Created"]), str((row.get("Labels") or {}).get(LABEL, ""))
+            yield row["Id"], tags, int(row["Created"])
 
     def names(self, repository: str) -> list[str]:
         """`repository:tag` of every image that has such a name."""

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from builders import confined, dockerfile
 from builders.confined import LimitHit
 from builders.containers import client, limits, rules, sbom, scan
-from builders.containers.engine import LABEL, TAGS, Image, tar_files
+from builders.containers.engine import LABEL, PLATFORM_LABEL, TAGS, Image, tar_files
 from builders.containers.hub_image import HubImage
 from builders.containers.progress import Progress
 from builders.containers.records import Facts, Record, key_of
@@ -234,6 +234,7 @@ class Job:
             "spaces.space": self.inputs.space,
             "spaces.owner": self.owner,
             LABEL: self.key,
+            PLATFORM_LABEL: self.records.platform,
         }
 
     def _buildkit(self, request: client.Request, progress: Progress, text: rules.Checked, max_stdout: int = 0) -> bytes:

@@ -77,6 +77,11 @@ class Records:
         text = json.dumps(parts).encode()
         return hmac.new(self._key, text, hashlib.sha256).hexdigest()[:32]
 
+    @property
+    def platform(self) -> str:
+        """What this platform's images are known by; tells nothing of its key."""
+        return self.scope("platform")
+
     # --- images ----------------------------------------------------------------------------------------------------
     def find(self, key: str) -> Record | None:
         try:

@@ -211,17 +211,17 @@ def test_removed_is_gone_and_removing_the_absent_is_success(builds: Builds) -> N
 
 
 def test_pruning_takes_what_killed_builds_left_and_nothing_that_has_a_record(
-    builds: Builds, monkeypatch: pytest.MonkeyPatch
+    builds: Builds, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept = builds.dockerfile("RUN echo kept > /x\n")
     left = builds.dockerfile("RUN echo left > /x\n")
     [key] = [key for key, record in builds.builder.records.all() if record.ref == left.ref]
     builds.builder.records.drop(key)
     monkeypatch.setattr("builders.containers.builder.LEFTOVER_SECONDS", -60)
-    # Of this builder's images only: the engine is shared.
-    mine = {builds.inspect(kept)["Id"], builds.inspect(left)["Id"]}
-    rows = [row for row in builds.builder.engine.ours() if row[0] in mine]
-    monkeypatch.setattr(builds.builder.engine, "ours", lambda: iter(rows))
+    with builds_on(tmp_path / "other", builds.options.engine) as another:
+        monkeypatch.setattr(another.builder.engine, "prune_cache", lambda _keep: 0)
+        another.builder.prune()
+        assert builds.builder.exists(left.ref), "it is for its own platform to remove"
     monkeypatch.setattr(builds.builder.engine, "prune_cache", lambda _keep: 0)
     builds.builder.prune()
     assert builds.builder.exists(kept.ref)
