@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import re
 
-from spaces_platform.gateway.grammar import Request
+from spaces_platform.gateway.backend import Backend
+from spaces_platform.gateway.grammar import IDEMPOTENT, Request
 from spaces_platform.gateway.routes import RouteEntry
-from spaces_platform.gateway.upstream import Backend
 
-_TARGET = re.compile(rb"/(?!\.spaces/)[\x21\x22\x24-\x7e]*+")
-"""A path, as grammar.py accepts one, outside of what the gateway answers itself."""
+_TARGET = re.compile(rb"/(?!\.spaces/|(?:gradio_api/)?heartbeat/)[\x21\x22\x24-\x7e]*+")
+"""A path, as grammar.py accepts one, outside of what the gateway answers itself, and that counts as use."""
 REPEAT_MAX_BYTES = 2_048
 """Longer heads take the whole way each time: this is kept for every open connection."""
 
@@ -26,7 +26,7 @@ REPEAT_MAX_BYTES = 2_048
 class Repeat:
     """The last proxied request of one connection, as a pattern for the next."""
 
-    __slots__ = ("_after", "_before", "_onward", "_room", "answers", "backend", "entry", "host", "request")
+    __slots__ = ("_after", "_before", "_onward", "_room", "answers", "backend", "entry", "host", "request", "sure")
 
     def __init__(
         self,
@@ -42,6 +42,8 @@ class Repeat:
         self.host = host
         self.entry = entry
         self.backend = backend
+        self.sure = request.method not in IDEMPOTENT
+        """Whether the request may go only to a connection that is surely open."""
         plain = request.one_dot_one and request.keep_alive and request.method != b"HEAD"
         self.answers = backend.answers_for(entry) if plain else None
         self._before = request.method + b" "

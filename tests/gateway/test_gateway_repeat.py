@@ -168,7 +168,7 @@ def test_long_heads_are_not_kept() -> None:
             _reader, writer = await warm(p, GET.replace(H, H + b"X-A: %b\r\n" % (b"a" * 2_048)))
             assert len(whole) == 3
             (client,) = p.gateway.clients
-            assert (client._fields, client._repeat) == (b"", None)
+            assert (client.relay._fields, client.relay._repeat) == (b"", None)
             writer.close()
 
     run(scenario())
