@@ -200,6 +200,11 @@ class Relay:
         client.pace.moved += 1
         client.transport.write(data)
 
+    def whole_answer(self, up: Upstream, data: bytes) -> None:
+        """An answer that came in one piece, framed for the visitor."""
+        self.client.transport.write(data)
+        self.answer_done(up, up.keep)
+
     def answer_done(self, up: Upstream, keep: bool) -> None:
         """The app's answer is complete. `keep`: its connection may be used again."""
         client = self.client
@@ -212,7 +217,9 @@ class Relay:
             up.close()
         if client.not_reading:
             client.app_has_room()
-        self._ended()
+        backend, self._backend = self._backend, None
+        if backend is not None:
+            backend.ended(attached=self._attached)
         client.next()
 
     def switch(self, up: Upstream, response: Response, rest: bytes) -> None:

@@ -26,7 +26,7 @@ REPEAT_MAX_BYTES = 2_048
 class Repeat:
     """The last proxied request of one connection, as a pattern for the next."""
 
-    __slots__ = ("_after", "_before", "_onward", "_room", "answers", "backend", "entry", "host", "request", "sure")
+    __slots__ = ("_after", "_before", "_came", "_onward", "_room", "_sent", "answers", "backend", "entry", "host", "request", "sure")
 
     def __init__(
         self,
@@ -49,6 +49,8 @@ class Repeat:
         self._before = request.method + b" "
         self._after = request.after_target
         self._onward = sent[len(self._before) + len(request.target) :]
+        self._came = self._sent = b""
+        """The last recognised head, and what was sent on for it."""
         self._room = min(limits[0] - len(self._before) - len(self._after), limits[2])
 
     @staticmethod
@@ -58,6 +60,8 @@ class Repeat:
 
     def onward(self, data: bytes) -> bytes | None:
         """The head to send on where `data` is one request like the last; None: it must go the whole way."""
+        if data == self._came:  # request.target is still the one of then
+            return self._sent
         before, after = self._before, self._after
         if not (data.endswith(after) and data.startswith(before)):
             return None
@@ -65,4 +69,5 @@ class Repeat:
         if end - start > self._room or _TARGET.fullmatch(data, start, end) is None:
             return None
         self.request.target = data[start:end]
-        return data[:end] + self._onward
+        self._came, self._sent = data, data[:end] + self._onward
+        return self._sent

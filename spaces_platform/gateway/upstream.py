@@ -91,15 +91,21 @@ class Upstream(asyncio.Protocol):
         elif state == HEAD:
             self.answered = True
             if self._buffer:
-                data = self._buffer + data
+                data, self._buffer = self._buffer + data, b""
             end = data.find(b"\r\n\r\n") + 4
             known = self._answers.get(data[:end]) if self._answers is not None else None
             if known is None or relay.leaving:
                 self._head(relay, data)
             else:
                 length, self.keep, head = known
-                relay.answering = relay.chunk_answer = True
-                self._begin_body(relay, length, head, data[end:])
+                if len(data) - end == length:
+                    self.relay = None
+                    self.state = IDLE
+                    self.fresh = False
+                    relay.whole_answer(self, head + data[end:])
+                else:
+                    relay.answering = relay.chunk_answer = True
+                    self._begin_body(relay, length, head, data[end:])
         elif state == LENGTH:
             self._length(relay, data)
         elif state == CHUNKS:
