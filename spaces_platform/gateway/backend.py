@@ -105,7 +105,7 @@ class Backend:
         return len(self.sockets) >= self.sockets_max
 
     # --- traffic
-    def began(self, *, attached: bool) -> None:
+    def began(self, attached: bool) -> None:
         """An exchange with it begins. `attached`: a heartbeat, which is no use of the app."""
         if self.space:
             if attached:
@@ -115,7 +115,7 @@ class Backend:
             self.requests += 1
             self._activity.touched.add(self)
 
-    def ended(self, *, attached: bool) -> None:
+    def ended(self, attached: bool) -> None:
         """The end of what `began`, however it came."""
         if self.space:
             if attached:
@@ -132,12 +132,12 @@ class Backend:
         if self.space:
             self.attached += 1
             self.sockets.add(tunnel)
-        self.ended(attached=attached)
+        self.ended(attached)
 
     def closed(self, tunnel: Tunnel) -> None:
         """The end of what was `opened`."""
         self.sockets.discard(tunnel)
-        self.ended(attached=True)
+        self.ended(True)
 
     def used(self) -> None:
         """Bytes passed that count as use."""
@@ -146,12 +146,12 @@ class Backend:
             self._activity.touched.add(self)
 
     # --- connections
-    def take(self, *, sure: bool) -> Upstream | None:
+    def take(self, sure: bool) -> Upstream | None:
         """A kept-alive connection. `sure`: only one that cannot have been closed meanwhile."""
         idle = self.idle
         while idle:
             up = idle.pop()
-            if up.state == IDLE and not up.transport.is_closing():
+            if not up.transport.is_closing() and up.state == IDLE:
                 if sure and self._loop.time() - up.idle_since > _SURE_SECONDS:
                     idle.append(up)
                     return None

@@ -61,8 +61,7 @@ class Relay:
             raise RuntimeError("an answer without a request")
         return request.method
 
-    @property
-    def leaving(self) -> bool:
+    def is_leaving(self) -> bool:
         """True where the visitor must be told that the connection ends with this answer."""
         return self.client.phase == BODY or self._gateway.draining
 
@@ -85,7 +84,8 @@ class Relay:
             last, self._fields = self._fields, request.block
             if last == request.block and Repeat.is_worth_it(request, entry):
                 self._repeat = Repeat(request, host, self._head, gateway.head_limits, entry, backend)
-        self._send(backend, None, attached=attached, sure=request.method not in IDEMPOTENT or request.length != 0)
+        self._attached = attached
+        self._send(backend, None, request.method not in IDEMPOTENT or request.length != 0)
 
     def proxy_again(self, data: bytes) -> bool:
         """Send on a request like the last; False where it must be looked at."""
@@ -95,19 +95,20 @@ class Relay:
         head = repeat.onward(data)
         if head is None:
             return False
-        self.client.begin(repeat.request)
-        self.client.entry = repeat.entry
+        client = self.client
+        client.begin(repeat.request)
+        client.entry = repeat.entry
         self._head = head
-        self._send(repeat.backend, repeat.answers, attached=False, sure=repeat.sure)
+        self._attached = False
+        self._send(repeat.backend, repeat.answers, repeat.sure)
         return True
 
-    def _send(self, backend: Backend, answers: Answers | None, *, attached: bool, sure: bool) -> None:
-        """Send the current request, counted from here on, as soon as there is a connection."""
+    def _send(self, backend: Backend, answers: Answers | None, sure: bool) -> None:
+        """Send the current request, counted from here on, as soon as there is a connection. `sure`: Backend.take."""
         self._backend = backend
-        self._attached = attached
         self.answering = self._retried = False
-        backend.began(attached=attached)
-        up = backend.take(sure=sure)
+        backend.began(self._attached)
+        up = backend.take(sure)
         if up is not None:
             self.connected(up, answers)
         else:
@@ -186,7 +187,7 @@ class Relay:
             self.chunk_answer = modern
             length = CHUNKED if modern else UNTIL_CLOSE
             client.keep = client.keep and modern
-        if self.leaving:
+        if self.is_leaving():
             client.keep = False
         self.answering = True
         ancestors = self._gateway.frame_ancestors
@@ -219,7 +220,7 @@ class Relay:
             client.app_has_room()
         backend, self._backend = self._backend, None
         if backend is not None:
-            backend.ended(attached=self._attached)
+            backend.ended(self._attached)
         client.next()
 
     def switch(self, up: Upstream, response: Response, rest: bytes) -> None:
@@ -310,4 +311,4 @@ class Relay:
     def _ended(self) -> None:
         backend, self._backend = self._backend, None
         if backend is not None:
-            backend.ended(attached=self._attached)
+            backend.ended(self._attached)

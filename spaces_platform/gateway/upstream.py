@@ -94,7 +94,7 @@ class Upstream(asyncio.Protocol):
                 data, self._buffer = self._buffer + data, b""
             end = data.find(b"\r\n\r\n") + 4
             known = self._answers.get(data[:end]) if self._answers is not None else None
-            if known is None or relay.leaving:
+            if known is None or relay.is_leaving():
                 self._head(relay, data)
             else:
                 length, self.keep, head = known
@@ -191,7 +191,7 @@ class Upstream(asyncio.Protocol):
     def _answer(self, relay: Relay, response: Response, raw: bytes, rest: bytes) -> None:
         length = response.length
         self.keep = response.keep_alive and length != UNTIL_CLOSE
-        leaving = relay.leaving
+        leaving = relay.is_leaving()
         head = relay.answer_head(response)
         answers = self._answers
         if answers is not None and not leaving and length != UNTIL_CLOSE and len(raw) <= _KNOWN_BYTES:
