@@ -5,7 +5,8 @@
 Every proxy stands before the same upstream (nginx serving files) and is pinned to core 0; upstream and load share the
 other cores. The peers are measured by turns, in short rounds whose order rotates, so that a busy machine disturbs all
 alike. Two ratios are told: of the best round of each, which is what counts, and the median of the ratios of the single
-rounds; the nearer they are, the less was disturbed. With `--beside`, the gateway of another checkout takes its turns as
+rounds; the nearer they are, the less was disturbed. The processor time of each request (median, too) is what
+neighbours change least. With `--beside`, the gateway of another checkout takes its turns as
 `beside`: what a change to the gateway is worth. A peer that is not installed is skipped and named. The last line is one
 JSON object.
 """
@@ -92,8 +93,9 @@ def throughput(peers: dict[str, tuple[int, int]], rounds: int, seconds: float) -
         print(f"1 kB keep-alive, {name:24} {max(found):8.0f} req/s  {min(processor[name]):6.1f} µs of processor each")
         if name != "gateway":
             result[f"of_{name}"], result[f"of_{name}_median"] = ratios(rates["gateway"], found, max)
-            result[f"processor_of_{name}"], _ = ratios(processor["gateway"], processor[name], min)
-            print(f"    gateway of {name}: {result[f'of_{name}']}, median {result[f'of_{name}_median']}")
+            _, result[f"processor_of_{name}"] = ratios(processor["gateway"], processor[name], min)
+            best, median, time = (result[key] for key in (f"of_{name}", f"of_{name}_median", f"processor_of_{name}"))
+            print(f"    gateway of {name}: best {best}, median {median}; processor time, median {time}")
     return result
 
 

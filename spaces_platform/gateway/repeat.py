@@ -26,7 +26,10 @@ REPEAT_MAX_BYTES = 2_048
 class Repeat:
     """The last proxied request of one connection, as a pattern for the next."""
 
-    __slots__ = ("_after", "_before", "_came", "_onward", "_room", "_sent", "answers", "backend", "entry", "host", "request", "sure")
+    __slots__ = (
+        "_after", "_before", "_came", "_onward", "_room", "_sent", "answers", "backend", "entry", "host", "request",
+        "sure",
+    )  # fmt: skip
 
     def __init__(
         self,
