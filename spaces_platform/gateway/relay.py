@@ -85,7 +85,8 @@ class Relay:
             if last == request.block and Repeat.is_worth_it(request, entry):
                 self._repeat = Repeat(request, host, self._head, gateway.head_limits, entry, backend)
         self._attached = attached
-        self._send(backend, None, request.method not in IDEMPOTENT or request.length != 0)
+        answers = backend.answers_for(entry) if entry is not None and Repeat.shares_answers(request) else None
+        self._send(backend, answers, request.method not in IDEMPOTENT or request.length != 0)
 
     def proxy_again(self, data: bytes) -> bool:
         """Send on a request like the last; False where it must be looked at."""

@@ -47,14 +47,18 @@ class Repeat:
         self.backend = backend
         self.sure = request.method not in IDEMPOTENT
         """Whether the request may go only to a connection that is surely open."""
-        plain = request.one_dot_one and request.keep_alive and request.method != b"HEAD"
-        self.answers = backend.answers_for(entry) if plain else None
+        self.answers = backend.answers_for(entry) if Repeat.shares_answers(request) else None
         self._before = request.method + b" "
         self._after = request.after_target
         self._onward = sent[len(self._before) + len(request.target) :]
         self._came = self._sent = b""
         """The last recognised head, and what was sent on for it."""
         self._room = min(limits[0] - len(self._before) - len(self._after), limits[2])
+
+    @staticmethod
+    def shares_answers(request: Request) -> bool:
+        """Whether the head of its answer depends on nothing but the app's own and the entry."""
+        return request.one_dot_one and request.keep_alive and request.method != b"HEAD"
 
     @staticmethod
     def is_worth_it(request: Request, entry: RouteEntry) -> bool:

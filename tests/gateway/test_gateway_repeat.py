@@ -313,8 +313,10 @@ def test_a_known_answer_is_the_same_as_a_new_one() -> None:
                 await p.app(1, answers(row))
                 alone = await p.raw(GET)
                 reader, writer = await warm(p)
-                for _ in range(3):
+                for number in range(3):
                     writer.write(GET)
+                    assert await read_all(reader, 0.02) == alone
+                    writer.write(GET.replace(H, H + b"X-N: %d\r\n" % number))
                     assert await read_all(reader, 0.02) == alone
                 writer.close()
 
