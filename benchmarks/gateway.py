@@ -1,10 +1,14 @@
 """The gateway beside nginx and configurable-http-proxy, on this machine, in one run.
 
-    python benchmarks/gateway.py [--quick]
+    python -m benchmarks.gateway [--quick] [--beside CHECKOUT] [--only PART …]
 
 Every proxy stands before the same upstream (nginx serving files) and is pinned to core 0; upstream and load share the
-other cores. Runs of the peers alternate, and each peer's best counts, so that a busy machine disturbs all alike. A
-peer that is not installed is skipped and named. The last line is one JSON object.
+other cores. The peers are measured by turns, in short rounds whose order rotates, so that a busy machine disturbs all
+alike. Two ratios are told: the median of the ratios of the single rounds, and that of the best round of each; the
+nearer they are, the less was disturbed. How many requests a core can serve is told by the processor time of each, since
+on two cores the load's own core is the limit of the quicker proxies, and neighbours take time from all; the rates by
+the clock are told beside it. With `--beside`, the gateway of another checkout takes its turns as `beside`: what a
+change is worth. A peer that is not installed is skipped and named. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -16,90 +20,45 @@ import os
 import re
 import resource
 import shutil
-import socket
+import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+from benchmarks._gateway_peers import (
+    HOST,
+    configurable_http_proxy,
+    free_port,
+    gateway,
+    nginx_app,
+    nginx_proxy,
+    others,
+    pinned,
+)
+
 LOAD = Path(__file__).with_name("_gateway_load.py")
-HOST = "user-app.localhost"
 DOWNLOAD = 1 << 30
+PARTS = ("throughput", "latency", "download", "websockets")
 
 
-def pinned(core: str, argv: list[str]) -> list[str]:
-    many = (os.cpu_count() or 1) > 1
-    return ["taskset", "-c", core, *argv] if many and shutil.which("taskset") else argv
+def by_turns(names: Iterable[str], rounds: int, measure: Callable[[str], float]) -> dict[str, list[float]]:
+    """`measure` for each name, `rounds` times; each round begins with another name."""
+    order = list(names)
+    found: dict[str, list[float]] = {name: [] for name in order}
+    for _ in range(rounds):
+        for name in order:
+            found[name].append(measure(name))
+        order.append(order.pop(0))
+    return found
 
 
-def others() -> str:
-    last = (os.cpu_count() or 1) - 1
-    return f"1-{last}" if last > 1 else "1"
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
-
-
-def wait_port(port: int, process: subprocess.Popen[Any]) -> None:
-    end = time.monotonic() + 20
-    while time.monotonic() < end:
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-            return
-        if process.poll() is not None:
-            break
-        time.sleep(0.05)
-    sys.exit(f"nothing listens on port {port}: {process.args!r}")
-
-
-@contextlib.contextmanager
-def running(argv: list[str], port: int, **options: Any) -> Iterator[subprocess.Popen[Any]]:
-    process = subprocess.Popen(argv, **options)
-    try:
-        wait_port(port, process)
-        yield process
-    finally:
-        process.terminate()
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
-def nginx(folder: Path, name: str, core: str, port: int, servers: str) -> contextlib.AbstractContextManager[Any]:
-    config = folder / f"{name}.conf"
-    config.write_text(
-        f"worker_processes 1; daemon off; pid {folder}/{name}.pid; error_log {folder}/{name}.err;\n"
-        "events { worker_connections 8192; }\n"
-        f"http {{ access_log off; sendfile on; keepalive_requests 100000000; {servers} }}\n"
-    )
-    return running(pinned(core, ["nginx", "-e", f"{folder}/{name}.err", "-c", str(config)]), port)
-
-
-def gateway(folder: Path, port: int, endpoint: str) -> contextlib.AbstractContextManager[subprocess.Popen[Any]]:
-    """A gateway with one route, from a snapshot; its control plane is not there, which it must not mind."""
-    entry = {
-        "space": 1, "version": 1, "name": "user/app", "hosts": [HOST], "stage": "RUNNING", "deployment": 1,
-        "endpoint": endpoint, "public": True,
-    }  # fmt: skip
-    snapshot, config = folder / f"routes-{port}.json", folder / f"gateway-{port}.json"
-    snapshot.write_text(json.dumps({"version": 1, "entries": [entry]}))
-    values = {
-        "control": f"unix:{folder}/none.sock",
-        "link_token": "x",
-        "listen": [{"port": port}],
-        "snapshot": str(snapshot),
-    }
-    config.write_text(json.dumps(values))
-    argv = [sys.executable, "-m", "spaces_platform.gateway", "--config", str(config)]
-    return running(pinned("0", argv), port, cwd=ROOT, stderr=subprocess.DEVNULL)
+def ratios(ours: list[float], theirs: list[float], best: Callable[[list[float]], float]) -> tuple[float, float]:
+    """Of the best rounds of each, and the median of the rounds' own."""
+    pairs = [a / b for a, b in zip(ours, theirs, strict=True)]
+    return round(best(ours) / best(theirs), 2), round(statistics.median(pairs), 2)
 
 
 def wrk(port: int, seconds: float) -> float:
@@ -112,25 +71,35 @@ def wrk(port: int, seconds: float) -> float:
 
 
 def cpu_seconds(pid: int) -> float:
-    """Processor time of a process and its children so far."""
-    total = 0.0
-    children = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True).stdout.split()
-    for one in [str(pid), *children]:
-        fields = Path(f"/proc/{one}/stat").read_text().rpartition(")")[2].split()
-        total += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-    return total
+    """Processor time of a process so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def throughput(peers: dict[str, tuple[int, int]], rounds: int, seconds: float) -> dict[str, dict[str, float]]:
-    best: dict[str, dict[str, float]] = {name: {"rps": 0.0, "cpu_us": 1e9} for name in peers}
-    for _ in range(rounds):
-        for name, (port, pid) in peers.items():
-            before = cpu_seconds(pid)
-            rate = wrk(port, seconds)
-            spent = (cpu_seconds(pid) - before) / (rate * seconds) * 1e6
-            best[name]["rps"] = max(best[name]["rps"], rate)
-            best[name]["cpu_us"] = min(best[name]["cpu_us"], spent)
-    return best
+def throughput(peers: dict[str, tuple[int, int]], rounds: int, seconds: float) -> dict[str, Any]:
+    """1 kB from each peer (its port and its process), as many as it can."""
+    processor: dict[str, list[float]] = {name: [] for name in peers}
+
+    def one(name: str) -> float:
+        port, pid = peers[name]
+        before = cpu_seconds(pid)
+        rate = wrk(port, seconds)
+        processor[name].append((cpu_seconds(pid) - before) / (rate * seconds) * 1e6)
+        return rate
+
+    rates = by_turns(peers, rounds, one)
+    result: dict[str, Any] = {}
+    for name, found in rates.items():
+        print(f"1 kB keep-alive, {name:24} {max(found):8.0f} req/s  {min(processor[name]):6.1f} µs of processor each")
+        if name != "gateway":
+            result[f"of_{name}_best"], result[f"of_{name}"] = ratios(processor[name], processor["gateway"], min)
+            result[f"rate_of_{name}_best"], result[f"rate_of_{name}"] = ratios(rates["gateway"], found, max)
+            print(
+                f"    gateway of {name}, requests by processor time: {result[f'of_{name}']}, best rounds "
+                f"{result[f'of_{name}_best']}; by the clock: {result[f'rate_of_{name}']}, best rounds "
+                f"{result[f'rate_of_{name}_best']}"
+            )
+    return result
 
 
 def load(*argv: str) -> dict[str, Any]:
@@ -141,19 +110,23 @@ def load(*argv: str) -> dict[str, Any]:
     return found
 
 
-def added_latency(direct: int, proxied: int, rounds: int, seconds: float) -> dict[str, float]:
-    """Through the gateway minus straight to the app, at 1 000 requests a second; the best round of each."""
-    best = {"direct": (1e9, 1e9), "proxied": (1e9, 1e9)}
-    for _ in range(rounds):
-        for name, port in (("direct", direct), ("proxied", proxied)):
-            found = load("open-loop", HOST, str(port), "1000", str(seconds))
-            if found["errors"]:
-                sys.exit(f"errors at 1000 requests a second: {found}")
-            best[name] = min(best[name][0], found["p50_ms"]), min(best[name][1], found["p99_ms"])
-    return {
-        "p50_ms": round(best["proxied"][0] - best["direct"][0], 3),
-        "p99_ms": round(best["proxied"][1] - best["direct"][1], 3),
-    }
+def added_latency(ports: dict[str, int], rounds: int, seconds: float) -> dict[str, float]:
+    """Through the gateway minus straight to the app, at 1 000 requests a second."""
+    p99: dict[str, list[float]] = {name: [] for name in ports}
+
+    def one(name: str) -> float:
+        found = load("open-loop", HOST, str(ports[name]), "1000", str(seconds))
+        if found["errors"]:
+            sys.exit(f"errors at 1000 requests a second: {found}")
+        p99[name].append(found["p99_ms"])
+        return float(found["p50_ms"])
+
+    result = {}
+    for what, found in (("p50_ms", by_turns(ports, rounds, one)), ("p99_ms", p99)):
+        differences = [a - b for a, b in zip(found["gateway"], found["app"], strict=True)]
+        result[what] = round(min(found["gateway"]) - min(found["app"]), 3)
+        result[f"{what}_median"] = round(statistics.median(differences), 3)
+    return result
 
 
 def download(port: int) -> float:
@@ -183,7 +156,7 @@ def idle_websockets(folder: Path, count: int) -> dict[str, float]:
     try:
         endpoint = f"127.0.0.1:{json.loads(app.stdout.readline())['port']}"
         port = free_port()
-        with gateway(folder, port, endpoint) as process:
+        with gateway(folder, port, endpoint, websockets_per_space=count) as process:
             before = resident(process.pid)
             argv = [sys.executable, str(LOAD), "idle-sockets", HOST, str(port), str(count)]
             with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as visitors:
@@ -203,8 +176,21 @@ def version(argv: list[str]) -> str:
     return (done.stdout + done.stderr).strip().splitlines()[0]
 
 
-def measure(quick: bool, folder: Path) -> dict[str, Any]:
-    result: dict[str, Any] = {"benchmark": "gateway", "skipped": []}
+def open_files(wanted: int) -> int:
+    """Raise the limit of open files as far as is allowed; how many WebSockets fit (the gateway has two files each)."""
+    needed = 2 * wanted + 1_024
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        with contextlib.suppress(ValueError, OSError):  # root may
+            resource.setrlimit(resource.RLIMIT_NOFILE, (needed, needed))
+            return wanted
+        needed = hard
+    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+    return min(wanted, (needed - 1_024) // 2)
+
+
+def measure(quick: bool, folder: Path, parts: Iterable[str], beside: Path | None) -> dict[str, Any]:
+    result: dict[str, Any] = {"benchmark": "gateway", "load_before": os.getloadavg()[0], "skipped": []}
     for tool in ("nginx", "wrk", "curl"):
         if shutil.which(tool) is None:
             result["skipped"].append(f"everything: {tool} is not installed")
@@ -215,54 +201,65 @@ def measure(quick: bool, folder: Path) -> dict[str, Any]:
     with (folder / "www" / "1g").open("wb") as file:
         file.truncate(DOWNLOAD)
     folder.chmod(0o755)
-    up, proxy, own, chp = (free_port() for _ in range(4))
-    rounds, seconds = (2, 1.0) if quick else (6, 2.0)
     with contextlib.ExitStack() as stack:
-        server = f"server {{ listen 127.0.0.1:{up} backlog=4096; root {folder}/www; }}"
-        stack.enter_context(nginx(folder, "upstream", others(), up, server))
-        pass_on = 'proxy_pass http://app; proxy_http_version 1.1; proxy_set_header Connection "";'
-        server = f"upstream app {{ server 127.0.0.1:{up}; keepalive 64; }} server {{ listen 127.0.0.1:{proxy};"
-        peer = stack.enter_context(nginx(folder, "proxy", "0", proxy, f"{server} location / {{ {pass_on} }} }}"))
-        ours = stack.enter_context(gateway(folder, own, f"127.0.0.1:{up}"))
-        peers = {"gateway": (own, ours.pid), "nginx": (proxy, peer.pid)}
-        if shutil.which("configurable-http-proxy"):
-            argv = ["configurable-http-proxy", "--ip", "127.0.0.1", "--port", str(chp), "--api-port", str(free_port())]
-            argv += ["--default-target", f"http://127.0.0.1:{up}", "--log-level", "error"]
-            environment = {**os.environ, "CONFIGPROXY_AUTH_TOKEN": "bench"}
-            process = stack.enter_context(running(pinned("0", argv), chp, env=environment))
-            peers["configurable-http-proxy"] = (chp, process.pid)
-            result["configurable-http-proxy"] = version(["configurable-http-proxy", "--version"])
-        else:
-            result["skipped"].append("configurable-http-proxy: not installed (npm install -g configurable-http-proxy)")
-        best = throughput(peers, rounds, seconds)
-        for name, found in best.items():
-            print(f"1 kB keep-alive, {name:24} {found['rps']:8.0f} req/s  {found['cpu_us']:6.1f} µs of processor each")
-            if name != "gateway":
-                result[f"of_{name}"] = round(best["gateway"]["rps"] / found["rps"], 2)
-                result[f"processor_of_{name}"] = round(best["gateway"]["cpu_us"] / found["cpu_us"], 2)
-        result["added_latency"] = added_latency(up, own, rounds, 2.0 if quick else 4.0)
-        print(f"added at 1000 req/s: {result['added_latency']}")
-        times = {"gateway": 1e9, "nginx": 1e9}
-        for _ in range(rounds):
-            for name, port in (("gateway", own), ("nginx", proxy)):
-                times[name] = min(times[name], download(port))
-        result["download_of_nginx"] = round(times["nginx"] / times["gateway"], 2)
-        print(f"1 GB: gateway {times['gateway']:.2f} s, nginx {times['nginx']:.2f} s")
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    wanted = 1_000 if quick else 10_000
-    count = min(wanted, (hard - 512) // 2) if hard != resource.RLIM_INFINITY else wanted
-    result["idle_websockets"] = idle_websockets(folder, count)
-    print(f"idle WebSockets: {result['idle_websockets']}")
+        peers, app = start(stack, folder, result, beside)
+        if "throughput" in parts:
+            result |= throughput(peers, 3 if quick else 16, 1.0)
+        if "latency" in parts:
+            ports = {"app": app, "gateway": peers["gateway"][0]}
+            result["added_latency"] = added_latency(ports, 3 if quick else 20, 1.0)
+            print(f"added at 1000 req/s: {result['added_latency']}")
+        if "download" in parts:
+            result |= downloads(
+                {name: port for name, (port, _) in peers.items() if "http" not in name}, 2 if quick else 7
+            )
+    if "websockets" in parts:
+        result["idle_websockets"] = idle_websockets(folder, open_files(1_000 if quick else 10_000))
+        print(f"idle WebSockets: {result['idle_websockets']}")
+    return result
+
+
+def start(
+    stack: contextlib.ExitStack, folder: Path, result: dict[str, Any], beside: Path | None
+) -> tuple[dict[str, tuple[int, int]], int]:
+    """Everything runs until the stack is left: each peer's port and process, and the app's port."""
+    app, proxy, own, chp, other = (free_port() for _ in range(5))
+    stack.enter_context(nginx_app(folder, app))
+    peers = {
+        "gateway": (own, stack.enter_context(gateway(folder, own, f"127.0.0.1:{app}")).pid),
+        "nginx": (proxy, stack.enter_context(nginx_proxy(folder, proxy, app)).pid),
+    }
+    if beside is not None:
+        peers["beside"] = (other, stack.enter_context(gateway(folder, other, f"127.0.0.1:{app}", root=beside)).pid)
+    if shutil.which("configurable-http-proxy"):
+        peers["configurable-http-proxy"] = (chp, stack.enter_context(configurable_http_proxy(chp, app)).pid)
+        result["configurable-http-proxy"] = version(["configurable-http-proxy", "--version"])
+    else:
+        result["skipped"].append("configurable-http-proxy: not installed (npm install -g configurable-http-proxy)")
+    return peers, app
+
+
+def downloads(ports: dict[str, int], rounds: int) -> dict[str, float]:
+    times = by_turns(ports, rounds, lambda name: download(ports[name]))
+    result = {}
+    for name, found in times.items():
+        print(f"1 GB, {name:10} {min(found):.2f} s")
+        if name != "gateway":
+            result[f"download_of_{name}"], result[f"download_of_{name}_median"] = ratios(found, times["gateway"], min)
+            print(
+                f"    gateway of {name}: {result[f'download_of_{name}']}, median {result[f'download_of_{name}_median']}"
+            )
     return result
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0] if __doc__ else "")
     parser.add_argument("--quick", action="store_true", help="a smaller run, for trying it out")
-    quick = parser.parse_args().quick
+    parser.add_argument("--only", nargs="*", choices=PARTS, default=PARTS, help="these parts alone")
+    parser.add_argument("--beside", type=Path, help="another checkout, whose gateway is measured as well")
+    given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="spaces-bench-") as folder:
-        result = measure(quick, Path(folder))
+        result = measure(given.quick, Path(folder), given.only, given.beside)
     for line in result["skipped"]:
         print(f"skipped: {line}")
     print(json.dumps(result))

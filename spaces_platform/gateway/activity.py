@@ -11,7 +11,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from spaces_platform.gateway.upstream import Backend
+    from spaces_platform.gateway.backend import Backend
 
 
 class Activity:

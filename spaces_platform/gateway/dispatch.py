@@ -30,9 +30,9 @@ from spaces_platform.gateway.visitors import Reply, Visitor, is_heartbeat, reply
 from spaces_platform.gateway.waiting import retry_after
 
 if TYPE_CHECKING:
+    from spaces_platform.gateway.backend import Backend
     from spaces_platform.gateway.downstream import Client
     from spaces_platform.gateway.server import Gateway
-    from spaces_platform.gateway.upstream import Backend
 
 _HTML = b"text/html; charset=utf-8"
 _JSON = b"application/json"
@@ -79,18 +79,18 @@ class Dispatch:
             if reaches_internal(request.path):
                 _fail(client, request, 404, "Not found.")
             else:
-                client.proxy(self._gateway.control, None, attached=False)
+                client.relay.proxy(self._gateway.control, None, attached=False)
         else:
             self._unknown(client, request, host)
 
     def _to_app(self, client: Client, request: Request, entry: RouteEntry, host: bytes = b"") -> None:
-        """To an app that has an endpoint. `host`: see Client.proxy."""
+        """To an app that has an endpoint. `host`: see Relay.proxy."""
         backend = self._gateway.backend(entry)
         if request.websocket and backend.is_full:
             client.entry = None
             _fail(client, request, 429, "This app has too many open WebSockets.", 10)
         else:
-            client.proxy(backend, entry, host, attached=is_heartbeat(request.target))
+            client.relay.proxy(backend, entry, host, attached=is_heartbeat(request.target))
 
     def _unknown(self, client: Client, request: Request, host: bytes) -> None:
         entry = self._gateway.table.redirect(host)

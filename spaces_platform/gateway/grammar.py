@@ -35,6 +35,8 @@ CHUNKED = -1
 """Body length of a message in chunked coding."""
 UNTIL_CLOSE = -2
 """Body length of a response that ends with its connection."""
+IDEMPOTENT = frozenset({b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE"})
+"""Methods of requests that may be sent a second time (RFC 9110 9.2.2)."""
 
 
 class Refused(Exception):

@@ -25,15 +25,16 @@ from typing import Any
 from spaces_platform.errors import Unavailable
 from spaces_platform.gateway.access import Access
 from spaces_platform.gateway.activity import Activity
+from spaces_platform.gateway.backend import Backend
 from spaces_platform.gateway.config import GatewayConfig, Listen
 from spaces_platform.gateway.dispatch import Dispatch
-from spaces_platform.gateway.downstream import READ, Client
+from spaces_platform.gateway.downstream import Client
 from spaces_platform.gateway.grammar import Request
 from spaces_platform.gateway.link import Link
 from spaces_platform.gateway.metrics import serve_admin
+from spaces_platform.gateway.phases import READ
 from spaces_platform.gateway.routes import RouteEntry, RouteTable, write_snapshot
 from spaces_platform.gateway.tls_ask import serve_tls_ask
-from spaces_platform.gateway.upstream import Backend
 from spaces_platform.gateway.waiting import Waiting
 from spaces_platform.gateway.websocket import CLOSE_AWAY, CLOSE_RESTART
 
@@ -145,7 +146,8 @@ class Gateway:
         for server in self._servers:
             server.close()
         for client in list(self.clients):
-            client.close_socket(CLOSE_AWAY)
+            if client.tunnel is not None:
+                client.tunnel.close(CLOSE_AWAY)
             if client.phase == READ:
                 client.transport.close()
         for waiting in self.waiting.release_all():
@@ -284,15 +286,7 @@ class Gateway:
 
     # --- backends
     def _new_backend(self, space: int, deployment: int | None, endpoint: str) -> Backend:
-        config = self.config
-        return Backend(
-            space,
-            deployment,
-            endpoint,
-            connect_seconds=config.connect_seconds,
-            idle_max=config.upstream_idle_max,
-            sockets_max=config.websockets_per_space,
-        )
+        return Backend(space, deployment, endpoint, self.config, self.activity)
 
     def backend(self, entry: RouteEntry) -> Backend:
         """The live backend of an entry that has an endpoint. Raises Unavailable for one that has none."""
@@ -335,9 +329,9 @@ class Gateway:
         backend.retire()
         self.activity.touched.add(backend)
         sockets = list(backend.sockets)
-        for number, client in enumerate(sockets):
+        for number, tunnel in enumerate(sockets):
             delay = self.config.websocket_spread_seconds * number / len(sockets)
-            self._loop.call_later(delay, client.close_socket, CLOSE_RESTART)
+            self._loop.call_later(delay, tunnel.close, CLOSE_RESTART)
 
     def _quiet(self, backend: Backend) -> None:
         self.activity.touched.add(backend)

@@ -1,18 +1,15 @@
-"""Connections to apps and to the control plane, and the pool of kept-alive ones.
+"""One connection to an app or to the control plane: reads answers and hands them on.
 
-Owns: connecting, pooling, reading answers and handing them on. Does not own: the visitor's side (downstream.py), nor
-which endpoint is right (dispatch.py).
-Invariants: a connection belongs to one Backend, that is, to one endpoint of one deployment, for its whole life; it is
-used again only after a whole request and a whole answer, with not one byte out of turn.
+Owns: where an answer's head and body end, and its body's framing towards the visitor. Does not own: connecting and
+pooling (backend.py), the exchange (relay.py), the visitor's side (downstream.py).
+Invariant: it is used again only after a whole request and a whole answer, with not one byte out of turn.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from typing import TYPE_CHECKING, cast
 
-from spaces_platform.gateway.config import split_address
 from spaces_platform.gateway.grammar import (
     CHUNKED,
     UNTIL_CLOSE,
@@ -24,12 +21,11 @@ from spaces_platform.gateway.grammar import (
 )
 
 if TYPE_CHECKING:
-    from spaces_platform.gateway.downstream import Client
-    from spaces_platform.gateway.routes import RouteEntry
+    from spaces_platform.gateway.backend import Backend
+    from spaces_platform.gateway.relay import Relay
+    from spaces_platform.gateway.tunnel import Tunnel
 
-IDLE, HEAD, LENGTH, CHUNKS, EOF, TUNNEL, CLOSED = range(7)
-_SURE_SECONDS = 1.0
-"""A pooled connection this fresh has not met its server's keep-alive limit (uvicorn's is 5 s, Node's too)."""
+IDLE, HEAD, LENGTH, CHUNKS, EOF, CLOSED = range(6)
 _INTERIM_MAX = 16
 _KNOWN_ANSWERS = 16
 _KNOWN_BYTES = 1_024
@@ -37,140 +33,6 @@ _KNOWN_BYTES = 1_024
 Answers = dict[bytes, tuple[int, bool, bytes]]
 """An answer's head, byte for byte -> its body's length, whether the connection is kept, and the head for a visitor of
 HTTP/1.1 that is kept alive. An app repeats its heads (until the Date changes), so each is read once."""
-
-
-class Backend:
-    """One endpoint of one deployment (`space` 0: the control plane), with its connections and its traffic."""
-
-    __slots__ = (
-        "_address",
-        "_answers",
-        "_answers_entry",
-        "_connect_seconds",
-        "_idle_max",
-        "_loop",
-        "_tasks",
-        "active",
-        "attached",
-        "connections",
-        "deployment",
-        "endpoint",
-        "errors",
-        "idle",
-        "last_active",
-        "quiet",
-        "requests",
-        "retired",
-        "sockets",
-        "sockets_max",
-        "space",
-    )
-
-    def __init__(
-        self,
-        space: int,
-        deployment: int | None,
-        endpoint: str,
-        *,
-        connect_seconds: float,
-        idle_max: int,
-        sockets_max: int,
-    ) -> None:
-        self.space = space
-        self.deployment = deployment
-        self.endpoint = endpoint
-        self.idle: list[Upstream] = []
-        self.connections = 0
-        self.active = 0
-        """Exchanges that count as use."""
-        self.attached = 0
-        """Open heartbeats and WebSockets."""
-        self.sockets_max = sockets_max
-        self.sockets: set[Client] = set()
-        """Visitors with an open WebSocket."""
-        self.last_active = 0.0
-        self.requests = 0
-        self.errors = 0
-        self.retired = False
-        """True once no route leads here: running exchanges end, new ones never come."""
-        self.quiet: Callable[[Backend], None] | None = None
-        """Called when the last active exchange of a retired one has ended."""
-        self._answers: Answers = {}
-        self._answers_entry: RouteEntry | None = None
-        self._address = split_address(endpoint)
-        self._connect_seconds = connect_seconds
-        self._idle_max = idle_max
-        self._loop = asyncio.get_running_loop()
-        self._tasks: set[asyncio.Task[None]] = set()
-
-    def answers_for(self, entry: RouteEntry) -> Answers:
-        """The heads of answers that were rewritten for visitors of this entry."""
-        if self._answers_entry is not entry:
-            self._answers, self._answers_entry = {}, entry
-        return self._answers
-
-    @property
-    def is_full(self) -> bool:
-        """Whether it has all the WebSockets that it may have."""
-        return len(self.sockets) >= self.sockets_max
-
-    def take(self, *, sure: bool) -> Upstream | None:
-        """A kept-alive connection. `sure`: only one that cannot have been closed meanwhile."""
-        idle = self.idle
-        while idle:
-            up = idle.pop()
-            if up.state == IDLE and not up.transport.is_closing():
-                if sure and self._loop.time() - up.idle_since > _SURE_SECONDS:
-                    idle.append(up)
-                    return None
-                return up
-        return None
-
-    def connect(self, client: Client) -> None:
-        """Open a connection and give it to `client`, or tell it why not; into the pool if it is gone by then."""
-        task = self._loop.create_task(self._connect(client, client.exchange))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _connect(self, client: Client, exchange: int) -> None:
-        kind, host, port = self._address
-        try:
-            async with asyncio.timeout(self._connect_seconds):
-                if kind == "unix":
-                    _, up = await self._loop.create_unix_connection(lambda: Upstream(self), host)
-                else:
-                    _, up = await self._loop.create_connection(lambda: Upstream(self), host, port)
-        except (OSError, TimeoutError) as error:
-            if client.exchange == exchange:
-                client.connect_failed(error)
-            return
-        if client.exchange == exchange:
-            client.connected(up)
-        else:
-            self.give_back(up)
-
-    def give_back(self, up: Upstream) -> None:
-        if self.retired or len(self.idle) >= self._idle_max or up.transport.is_closing():
-            up.close()
-        else:
-            up.idle_since = self._loop.time()
-            self.idle.append(up)
-
-    def retire(self) -> None:
-        """No route leads here any longer."""
-        self.retired = True
-        for up in self.idle:
-            up.close()
-        self.idle.clear()
-
-    def expire(self, before: float) -> None:
-        """Close connections that have been idle since `before`."""
-        if self.idle and self.idle[0].idle_since < before:
-            keep = [up for up in self.idle if up.idle_since >= before]
-            for up in self.idle:
-                if up.idle_since < before:
-                    up.close()
-            self.idle = keep
 
 
 class Upstream(asyncio.Protocol):
@@ -184,19 +46,23 @@ class Upstream(asyncio.Protocol):
         "_left",
         "answered",
         "backend",
-        "client",
         "fresh",
         "idle_since",
         "keep",
+        "relay",
         "state",
         "transport",
+        "tunnel",
     )
 
     transport: asyncio.Transport
 
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
-        self.client: Client | None = None
+        self.relay: Relay | None = None
+        """The exchange that it serves now."""
+        self.tunnel: Tunnel | None = None
+        """The WebSocket that it has become."""
         self.state = IDLE
         self.fresh = True
         """True until its first exchange has ended."""
@@ -216,63 +82,69 @@ class Upstream(asyncio.Protocol):
         self.backend.connections += 1
 
     def data_received(self, data: bytes) -> None:
-        state = self.state
-        client = self.client
-        if client is None:
-            self.close()  # bytes that nobody asked for
-            return
-        if state == LENGTH:
-            self._length(client, data)
+        state, relay = self.state, self.relay
+        if relay is None:
+            if self.tunnel is not None:
+                self.tunnel.from_app(data)
+            else:
+                self.close()  # bytes that nobody asked for
         elif state == HEAD:
             self.answered = True
             if self._buffer:
-                data = self._buffer + data
+                data, self._buffer = self._buffer + data, b""
             end = data.find(b"\r\n\r\n") + 4
             known = self._answers.get(data[:end]) if self._answers is not None else None
-            if known is None or client.leaving:
-                self._head(client, data)
+            if known is None or relay.is_leaving():
+                self._head(relay, data)
             else:
                 length, self.keep, head = known
-                client.answering = client.chunk_answer = True
-                self._begin_body(client, length, head, data[end:])
-        elif state == TUNNEL:
-            client.from_app(data)
+                if len(data) - end == length:
+                    self.relay = None
+                    self.state = IDLE
+                    self.fresh = False
+                    relay.whole_answer(self, head + data[end:])
+                else:
+                    relay.answering = relay.chunk_answer = True
+                    self._begin_body(relay, length, head, data[end:])
+        elif state == LENGTH:
+            self._length(relay, data)
         elif state == CHUNKS:
-            self._chunks(client, data)
+            self._chunks(relay, data)
         elif state == EOF:
-            client.body(encode_chunk(data) if client.chunk_answer else data)
+            relay.body(encode_chunk(data) if relay.chunk_answer else data)
 
     def eof_received(self) -> bool:
         return False
 
     def connection_lost(self, error: Exception | None) -> None:
-        state, client = self.state, self.client
-        self.state = CLOSED
+        state, self.state = self.state, CLOSED
+        relay, self.relay = self.relay, None
+        tunnel, self.tunnel = self.tunnel, None
         self.backend.connections -= 1
-        if client is None:
-            return
-        self.client = None
-        if state == EOF and error is None:
-            if client.chunk_answer:
-                client.body(b"0\r\n\r\n")
-            client.answer_done(self, False)
-        elif state == TUNNEL:
-            client.app_left()
-        else:
-            client.app_broke(self, state != HEAD)
+        if tunnel is not None:
+            tunnel.app_left()
+        elif relay is not None and state == EOF and error is None:
+            if relay.chunk_answer:
+                relay.body(b"0\r\n\r\n")
+            relay.answer_done(self, False)
+        elif relay is not None:
+            relay.app_broke(self, state != HEAD)
 
     def pause_writing(self) -> None:
-        if self.client is not None:
-            self.client.app_is_slow(True)
+        self._slow(True)
 
     def resume_writing(self) -> None:
-        if self.client is not None:
-            self.client.app_is_slow(False)
+        self._slow(False)
+
+    def _slow(self, slow: bool) -> None:
+        user = self.relay or self.tunnel
+        if user is not None:
+            user.client.app_is_slow(slow)
 
     # --- one exchange
-    def start(self, client: Client, head: bytes, answers: Answers | None) -> None:
-        """Send a request's head for `client`. `answers`: known heads that may be used for this visitor."""
-        self.client = client
+    def start(self, relay: Relay, head: bytes, answers: Answers | None) -> None:
+        """Send a request's head for `relay`. `answers`: known heads that may be used for this visitor."""
+        self.relay = relay
         self.state = HEAD
         self.answered = False
         self._interim = 0
@@ -280,21 +152,21 @@ class Upstream(asyncio.Protocol):
         self.transport.write(head)
 
     def close(self) -> None:
-        """Forget the exchange and close; nothing more is told to the client."""
-        self.client = None
+        """Forget the exchange and close; nothing more is told to the visitor."""
+        self.relay = self.tunnel = None
         self.state = CLOSED
         self.transport.abort()
 
-    def tunnel(self) -> None:
+    def switch(self, tunnel: Tunnel) -> None:
         """Bytes pass as they are from now on."""
-        self.state = TUNNEL
+        self.relay, self.tunnel = None, tunnel
 
-    def _head(self, client: Client, data: bytes) -> None:
+    def _head(self, relay: Relay, data: bytes) -> None:
         while True:
             try:
-                response = parse_response(data, client.method, client.max_head_bytes)
+                response = parse_response(data, relay.method, self.backend.answer_head_max)
             except Refused as error:
-                self._refuse(client, error)
+                self._refuse(relay, error)
                 return
             if response is None:
                 self._buffer = data
@@ -302,70 +174,70 @@ class Upstream(asyncio.Protocol):
             rest = data[response.size :] if len(data) > response.size else b""
             self._buffer = b""
             if response.status >= 200:
-                self._answer(client, response, data[: response.size], rest)
+                self._answer(relay, response, data[: response.size], rest)
                 return
             self._interim += 1
             if self._interim > _INTERIM_MAX:
-                self._refuse(client, Refused(502, "The app sends interim answers without end."))
+                self._refuse(relay, Refused(502, "The app sends interim answers without end."))
                 return
             if response.status == 101:
-                client.switch(self, response, rest)
+                relay.switch(self, response, rest)
                 return
-            client.interim(response)
+            relay.interim(response)
             if not rest:
                 return
             data = rest
 
-    def _answer(self, client: Client, response: Response, raw: bytes, rest: bytes) -> None:
+    def _answer(self, relay: Relay, response: Response, raw: bytes, rest: bytes) -> None:
         length = response.length
         self.keep = response.keep_alive and length != UNTIL_CLOSE
-        leaving = client.leaving
-        head = client.answer_head(response)
+        leaving = relay.is_leaving()
+        head = relay.answer_head(response)
         answers = self._answers
         if answers is not None and not leaving and length != UNTIL_CLOSE and len(raw) <= _KNOWN_BYTES:
             if len(answers) >= _KNOWN_ANSWERS:
                 answers.clear()
             answers[raw] = length, self.keep, head
-        self._begin_body(client, length, head, rest)
+        self._begin_body(relay, length, head, rest)
 
-    def _begin_body(self, client: Client, length: int, head: bytes, rest: bytes) -> None:
+    def _begin_body(self, relay: Relay, length: int, head: bytes, rest: bytes) -> None:
         if length >= 0:
             size = len(rest)
             if size < length:
                 self._left = length - size
                 self.state = LENGTH
-                client.body(head + rest)
+                relay.body(head + rest)
                 return
             if size > length:
                 rest = rest[:length]
                 self.keep = False
-            client.body(head + rest)
-            self._done(client)
+            relay.body(head + rest)
+            self._done(relay)
             return
         if length == CHUNKED:
             self.state = CHUNKS
             self._body = ChunkedBody()
-            self._chunks(client, rest, head)
+            self._chunks(relay, rest, head)
         else:
             self.state = EOF
             if rest:
-                head += encode_chunk(rest) if client.chunk_answer else rest
-            client.body(head)
+                head += encode_chunk(rest) if relay.chunk_answer else rest
+            relay.body(head)
 
-    def _length(self, client: Client, data: bytes) -> None:
+    def _length(self, relay: Relay, data: bytes) -> None:
         size = len(data)
         left = self._left
         if size < left:
             self._left = left - size
-            client.body(data)
+            relay.body(data)
             return
         if size > left:
             data = data[:left]
             self.keep = False
-        client.body(data)
-        self._done(client)
+        relay.body(data)
+        self._done(relay)
 
-    def _chunks(self, client: Client, data: bytes, head: bytes = b"") -> None:
+    def _chunks(self, relay: Relay, data: bytes, head: bytes = b"") -> None:
         body = self._body
         if body is None:
             raise RuntimeError("an answer in chunks without a reader")
@@ -373,11 +245,11 @@ class Upstream(asyncio.Protocol):
             content, rest = body.feed(data)
         except Refused:
             if head:
-                client.body(head)
-            client.app_broke(self, True)
+                relay.body(head)
+            relay.app_broke(self, True)
             self.close()
             return
-        if client.chunk_answer:
+        if relay.chunk_answer:
             parts = [encode_chunk(piece) for piece in content]
             if body.done:
                 parts.append(b"0\r\n\r\n")
@@ -386,19 +258,19 @@ class Upstream(asyncio.Protocol):
         if head:
             parts.insert(0, head)
         if parts:
-            client.body(b"".join(parts) if len(parts) > 1 else parts[0])
+            relay.body(b"".join(parts) if len(parts) > 1 else parts[0])
         if body.done:
             self._body = None
             if rest:
                 self.keep = False
-            self._done(client)
+            self._done(relay)
 
-    def _done(self, client: Client) -> None:
-        self.client = None
+    def _done(self, relay: Relay) -> None:
+        self.relay = None
         self.state = IDLE
         self.fresh = False
-        client.answer_done(self, self.keep)
+        relay.answer_done(self, self.keep)
 
-    def _refuse(self, client: Client, error: Refused) -> None:
+    def _refuse(self, relay: Relay, error: Refused) -> None:
         self.close()
-        client.bad_answer(error.reason)
+        relay.bad_answer(error.reason)

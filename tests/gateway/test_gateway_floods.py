@@ -166,12 +166,12 @@ def test_who_never_reads_is_not_buffered_for(who: str) -> None:
             (client,) = p.gateway.clients
             if who == "visitor":
                 reader._transport.pause_reading()  # type: ignore[attr-defined]
-                await until(lambda: client._slow, SECONDS, "the visitor to fall behind")
+                await until(lambda: client.slow, SECONDS, "the visitor to fall behind")
                 assert kept(p) < BUFFERED
                 await until(lambda: not p.gateway.clients, SECONDS, "the visitor to be cut")
             else:
                 sending = asyncio.create_task(send_without_end(writer, b"\0\0\0\0"))
-                await until(lambda: client._not_reading, SECONDS, "the visitor to be kept waiting")
+                await until(lambda: client.not_reading, SECONDS, "the visitor to be kept waiting")
                 assert kept(p) < BUFFERED
                 sending.cancel()
             writer.transport.abort()

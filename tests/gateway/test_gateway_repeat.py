@@ -88,6 +88,7 @@ def test_what_is_recognised_is_what_the_whole_way_makes_of_it(
     whole = whole_way(second)
     assert whole is not None, second
     assert onward == whole[1]
+    assert repeat.onward(second) == onward
     assert request.target == whole[0].target
     assert request.fields == whole[0].fields
     assert not request.target.startswith(b"/.spaces/")
@@ -168,7 +169,7 @@ def test_long_heads_are_not_kept() -> None:
             _reader, writer = await warm(p, GET.replace(H, H + b"X-A: %b\r\n" % (b"a" * 2_048)))
             assert len(whole) == 3
             (client,) = p.gateway.clients
-            assert (client._fields, client._repeat) == (b"", None)
+            assert (client.relay._fields, client.relay._repeat) == (b"", None)
             writer.close()
 
     run(scenario())
@@ -312,8 +313,10 @@ def test_a_known_answer_is_the_same_as_a_new_one() -> None:
                 await p.app(1, answers(row))
                 alone = await p.raw(GET)
                 reader, writer = await warm(p)
-                for _ in range(3):
+                for number in range(3):
                     writer.write(GET)
+                    assert await read_all(reader, 0.02) == alone
+                    writer.write(GET.replace(H, H + b"X-N: %d\r\n" % number))
                     assert await read_all(reader, 0.02) == alone
                 writer.close()
 
@@ -356,6 +359,34 @@ def test_bytes_behind_a_known_answer_reach_nobody() -> None:
                 writer.write(GET)
                 assert (await read_all(reader, 0.05)).endswith(b"\r\n\r\nhi")
             assert app.connections == 2  # the one with bytes out of turn was given up
+            writer.close()
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("cut", [1, 17, len(HI) - 1])
+def test_a_known_head_that_comes_in_two_pieces_leaves_nothing_for_the_next_answer(cut: int) -> None:
+    gateways: list[Platform] = []
+
+    async def handler(app: App, seen: Seen, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        answer, at = HI + b"hi", cut if len(app.seen) > 3 else 0
+        if at:
+            writer.write(answer[:at])
+            (client,) = gateways[0].gateway.clients
+            await until(lambda: client.up is not None and client.up._buffer == answer[:at], what="the first piece")
+        writer.write(answer[at:])
+        await writer.drain()
+        return True
+
+    async def scenario() -> None:
+        async with platform() as p:
+            gateways.append(p)
+            app = await p.app(1, handler)
+            reader, writer = await warm(p)
+            for _ in range(3):
+                writer.write(GET)
+                assert await read_all(reader, 0.05) == HI + b"hi"
+            assert app.connections == 1
             writer.close()
 
     run(scenario())

@@ -520,7 +520,7 @@ def test_a_visitor_that_reads_nothing_is_cut() -> None:
             _, writer = await asyncio.open_connection("127.0.0.1", p.port, limit=1024)
             writer.transport.pause_reading()  # type: ignore[attr-defined]
             writer.write(b"GET / HTTP/1.1\r\n" + H + b"\r\n")
-            await until(lambda: any(client._slow for client in p.gateway.clients), what="the visitor to fall behind")
+            await until(lambda: any(client.slow for client in p.gateway.clients), what="the visitor to fall behind")
             await until(lambda: not p.gateway.clients, 6, "the stalled visitor to be cut")
             writer.transport.abort()
 

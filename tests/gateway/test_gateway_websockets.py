@@ -142,6 +142,7 @@ def test_messages_pass_both_ways_and_count_as_attached() -> None:
                 assert len(await one.recv()) == 4 << 20
                 backend = p.gateway.backends()[0]
                 assert (backend.active, backend.attached) == (0, 1)
+                assert backend.requests == 1
                 before = backend.last_active
                 await (await one.ping())
                 assert backend.last_active == before
