@@ -8,6 +8,7 @@ Invariant: it is used again only after a whole request and a whole answer, with 
 from __future__ import annotations
 
 import asyncio
+import socket
 from typing import TYPE_CHECKING, cast
 
 from spaces_platform.gateway.grammar import (
@@ -29,6 +30,9 @@ IDLE, HEAD, LENGTH, CHUNKS, EOF, CLOSED = range(6)
 _INTERIM_MAX = 16
 _KNOWN_ANSWERS = 16
 _KNOWN_BYTES = 1_024
+_SEGMENT = 1_448
+"""Bytes of a full segment on Ethernet: less than that may have been held back."""
+_QUICKACK: int | None = getattr(socket, "TCP_QUICKACK", None)
 
 Answers = dict[bytes, tuple[int, bool, bytes]]
 """An answer's head, byte for byte -> its body's length, whether the connection is kept, and the head for a visitor of
@@ -170,6 +174,7 @@ class Upstream(asyncio.Protocol):
                 return
             if response is None:
                 self._buffer = data
+                self._acknowledge()
                 return
             rest = data[response.size :] if len(data) > response.size else b""
             self._buffer = b""
@@ -207,6 +212,7 @@ class Upstream(asyncio.Protocol):
                 self._left = length - size
                 self.state = LENGTH
                 relay.body(head + rest)
+                self._acknowledge()
                 return
             if size > length:
                 rest = rest[:length]
@@ -259,11 +265,24 @@ class Upstream(asyncio.Protocol):
             parts.insert(0, head)
         if parts:
             relay.body(b"".join(parts) if len(parts) > 1 else parts[0])
-        if body.done:
+        if not body.done:
+            if len(data) < _SEGMENT:
+                self._acknowledge()
+        else:
             self._body = None
             if rest:
                 self.keep = False
             self._done(relay)
+
+    def _acknowledge(self) -> None:
+        """Acknowledge at once what has come so far: more of this answer is to follow.
+
+        Many small servers write an answer's head and body apart and leave Nagle's algorithm on (Python's http.server is
+        one), so the second part waits for this; the kernel would wait 40 ms for something to send it along with.
+        Linux only, and forgotten by the kernel after some segments: see TCP_QUICKACK in tcp(7).
+        """
+        if _QUICKACK is not None and not self.transport.is_closing():
+            self.transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, _QUICKACK, 1)
 
     def _done(self, relay: Relay) -> None:
         self.relay = None

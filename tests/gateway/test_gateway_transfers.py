@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import socket
 import time
 
 import pytest
@@ -558,5 +559,38 @@ def test_clients_leave_nothing_behind() -> None:
             assert backend.requests == 50
             assert p.gateway._per_peer == {}
             assert Client.__dict__.get("__dict__") is None
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("framing", ["length", "chunks"])
+@pytest.mark.skipif(not hasattr(socket, "TCP_QUICKACK"), reason="needs Linux")
+def test_an_app_that_waits_for_acknowledgements_is_not_kept_waiting(framing: str) -> None:
+    """Head and body in two writes with Nagle's algorithm on: the kernel's delayed acknowledgement costs 40 ms each."""
+    parts = [b"Content-Length: 5\r\n\r\n", b"hello"]
+    if framing == "chunks":
+        parts = [CHUNKED, b"5\r\nhello\r\n", b"0\r\n\r\n"]
+
+    async def in_parts(app: App, seen: Seen, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        writer.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 0)
+        for part in (OK + parts[0], *parts[1:]):
+            writer.write(part)
+            await asyncio.sleep(0)
+        return True
+
+    async def scenario() -> None:
+        async with platform() as p:
+            app = await p.app(1, in_parts)
+            reader, writer = await asyncio.open_connection("127.0.0.1", p.port)
+            times = []
+            for _ in range(40):
+                began = time.monotonic()
+                writer.write(b"GET /x HTTP/1.1\r\n" + H + b"\r\n")
+                await reader.readuntil(b"hello" if framing == "length" else b"0\r\n\r\n")
+                times.append(time.monotonic() - began)
+            assert app.connections == 1
+            # The kernel itself acknowledges the first segments of a connection at once.
+            assert sorted(times[20:])[10] < 0.02, times
+            writer.transport.abort()
 
     run(scenario())
