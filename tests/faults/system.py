@@ -269,14 +269,26 @@ class System:
         return found
 
     def wait_stage(self, name: str, stage: str, seconds: float = 30.0) -> dict[str, Any]:
+        return self._wait_status(name, seconds, f"is {stage}", lambda status: status["stage"] == stage)
+
+    def wait_up_to_date(self, name: str, seconds: float = 30.0) -> dict[str, Any]:
+        """Until it serves its head. A stage that was written before a kill may be of an older head, until the first
+        pass."""
+        return self._wait_status(
+            name, seconds, "serves its head", lambda s: s["stage"] == "RUNNING" and s["servingCommit"] == s["head"]
+        )
+
+    def _wait_status(
+        self, name: str, seconds: float, what: str, wanted: Callable[[dict[str, Any]], bool]
+    ) -> dict[str, Any]:
         last: dict[str, Any] = {}
 
         def reached() -> bool:
             last.update(self._status_or_nothing(name))
-            return last.get("stage") == stage
+            return bool(last) and wanted(last)
 
         try:
-            until(reached, seconds, f"{name} is {stage}")
+            until(reached, seconds, f"{name} {what}")
         except AssertionError as exc:
             raise AssertionError(f"{exc}; it is {json.dumps(last)[:1500]}") from None
         return last

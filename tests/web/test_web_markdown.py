@@ -164,7 +164,7 @@ def test_what_people_write_stays() -> None:
 def test_hostile_sizes_are_bounded_in_time(text: str) -> None:
     began = time.process_time()
     html = markdown.render(text, files=FILES, blobs=BLOBS)
-    assert time.process_time() - began < 2.0
+    assert time.process_time() - began < 6.0  # under 1 on an idle machine; without the bounds, minutes
     assert active(html) == []
 
 
