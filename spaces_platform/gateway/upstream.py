@@ -32,7 +32,7 @@ _KNOWN_ANSWERS = 16
 _KNOWN_BYTES = 1_024
 _SEGMENT = 1_448
 """Bytes of a full segment on Ethernet: less than that may have been held back."""
-_QUICKACK: int | None = getattr(socket, "TCP_QUICKACK", None)
+_QUICKACK: int = getattr(socket, "TCP_QUICKACK", 0)
 
 Answers = dict[bytes, tuple[int, bool, bytes]]
 """An answer's head, byte for byte -> its body's length, whether the connection is kept, and the head for a visitor of
@@ -48,6 +48,7 @@ class Upstream(asyncio.Protocol):
         "_buffer",
         "_interim",
         "_left",
+        "_tcp",
         "answered",
         "backend",
         "fresh",
@@ -79,11 +80,16 @@ class Upstream(asyncio.Protocol):
         self._interim = 0
         self._body: ChunkedBody | None = None
         self._answers: Answers | None = None
+        self._tcp: socket.socket | None = None
+        """Where acknowledgements can be asked for: not on a Unix socket."""
 
     # --- transport callbacks
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
         self.backend.connections += 1
+        found = transport.get_extra_info("socket")
+        if _QUICKACK and found.family in (socket.AF_INET, socket.AF_INET6):
+            self._tcp = found
 
     def data_received(self, data: bytes) -> None:
         state, relay = self.state, self.relay
@@ -281,8 +287,8 @@ class Upstream(asyncio.Protocol):
         one), so the second part waits for this; the kernel would wait 40 ms for something to send it along with.
         Linux only, and forgotten by the kernel after some segments: see TCP_QUICKACK in tcp(7).
         """
-        if _QUICKACK is not None and not self.transport.is_closing():
-            self.transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, _QUICKACK, 1)
+        if self._tcp is not None and not self.transport.is_closing():
+            self._tcp.setsockopt(socket.IPPROTO_TCP, _QUICKACK, 1)
 
     def _done(self, relay: Relay) -> None:
         self.relay = None
