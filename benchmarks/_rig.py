@@ -110,6 +110,11 @@ class Platform:
         answer.raise_for_status()
         return answer.json()
 
+    def text(self, path: str) -> str:
+        answer = self._client.get(self.url + path, headers=self._auth)
+        answer.raise_for_status()
+        return answer.text
+
     @property
     def _auth(self) -> dict[str, str]:
         return {"Authorization": f"Bearer {self.token}"}

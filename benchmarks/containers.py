@@ -105,26 +105,32 @@ class Bench:
         return folder
 
     def _by_hand(self, folder: Path, repo: Repo) -> float:
-        """What a buildpack does: copy the code, install what it asks for (from a warm cache), start it."""
+        """What a buildpack does: copy the code, install what it asks for (locked, from a warm cache), start it."""
         image = self.image("code")
-        requirements = "gradio" if self.app.kind == "gradio" else "httpx"
         base = self.environment_base(image)
         lines = [
-            f"FROM {base}", "WORKDIR /home/user/app", "COPY app.py .",
+            f"FROM {base}", "WORKDIR /home/user/app", "COPY app.py .", "COPY requirements.txt /tmp/",
             "RUN --mount=type=cache,target=/tmp/cache,uid=1000 "
             "--mount=type=secret,id=ca,target=/tmp/ca.crt,uid=1000 "
-            "UV_CACHE_DIR=/tmp/cache SSL_CERT_FILE=/tmp/ca.crt "
-            f"uv venv -q --clear /tmp/env && UV_CACHE_DIR=/tmp/cache SSL_CERT_FILE=/tmp/ca.crt "
-            f"uv pip install -q --python /tmp/env/bin/python {requirements}",
+            "uv venv -q --clear /tmp/env && UV_CACHE_DIR=/tmp/cache SSL_CERT_FILE=/tmp/ca.crt "
+            "uv pip install -q --compile-bytecode --python /tmp/env/bin/python -r /tmp/requirements.txt",
             "ENV PATH=/tmp/env/bin:$PATH",
         ]  # fmt: skip
         (folder / "Dockerfile").write_text("\n".join(lines) + "\n")
+        (folder / "requirements.txt").write_text(self._lock("code"))
         (folder / "app.py").write_text((repo.folder / "app.py").read_text())
         began = time.monotonic()
         secret = ["--secret", f"id=ca,src={_ca()}"]
         docker("build", "-q", "-t", "spaces-bench/by-hand", *secret, str(folder))
         built = time.monotonic() - began
         return built + own_start(Image("spaces-bench/by-hand", image.argv, image.port))
+
+    def _lock(self, name: str) -> str:
+        """What a Space's newest build installed: the same goes into the image made by hand."""
+        with self.platform.database() as db:
+            query = "SELECT max(b.id) FROM build b JOIN space s ON s.id = b.space_id WHERE s.name = ?"
+            (build,) = db.execute(query, (name,)).fetchone()
+        return self.platform.text(f"/api/platform/spaces/admin/{name}/builds/{build}/lock")
 
     def environment_base(self, image: Image) -> str:
         """The runtime image that builds start from, as the catalogue names it."""

@@ -65,6 +65,8 @@ CLAIM_SECONDS = 30.0
 MAX_ROUNDS = 8
 """Rounds of decide and act in one pass; more are left to the next, so that one Space cannot hold a worker."""
 RETRY_SECONDS = 5.0
+AFTER_THAW_SECONDS = 1.0
+"""When a Space is looked at again that was thawed; until then nothing is due."""
 NO_GATEWAY_SECONDS = 5.0
 """Without any gateway for so long there is none."""
 
@@ -134,6 +136,10 @@ class Reconciler:
                 if routes is not None:
                     self._write_stage(space_id, decision, facts, routed=routes.deployment_id)
                 check_at = decision.check_at
+                if len(decision.actions) == 1 and isinstance(decision.actions[0], ThawDeployment):
+                    # The visitor's gateway is being told now: this process's time is for that first.
+                    check_at = self.now() + AFTER_THAW_SECONDS
+                    break
                 if not decision.actions or all(isinstance(a, StartDeployment) for a in decision.actions):
                     break
             else:
@@ -209,7 +215,9 @@ class Reconciler:
         artifact = next(
             (b.artifact for b in builds if b.status is BuildStatus.SUCCEEDED and b.plan_id == space.plan_id), None
         )
-        if artifact is not None and space.problem is None and not self.builds.exists(artifact):
+        # What runs from an artifact keeps it; asking the engine would cost a wake a tenth of its time.
+        held = {d.artifact for d in deployments if d.status in ("READY", "FROZEN")}
+        if artifact is not None and space.problem is None and not (artifact in held or self.builds.exists(artifact)):
             artifact = None
         now = self.now()
         default_sleep = self.settings.sleep_after
@@ -221,7 +229,11 @@ class Reconciler:
             plan_id=space.plan_id,
             builds=tuple(b for b in builds if b.status is not BuildStatus.SUCCEEDED),
             artifact=artifact if space.problem is None else None,
-            last_good=space.last_good if space.last_good and self.builds.exists(space.last_good) else None,
+            last_good=(
+                space.last_good
+                if space.last_good and (space.last_good in held | {artifact} or self.builds.exists(space.last_good))
+                else None
+            ),
             deployments=tuple(
                 self._deployment_facts(space, d, now, failed=self.deployments.has_failed(d, observed))
                 for d in deployments

@@ -157,16 +157,16 @@ def _newest(platform: Any) -> int:
 
 
 def _changes(platform: Any, version: int, touched: Iterable[int]) -> tuple[int, bytes]:
-    """Progress of the touched Spaces, then everything newer than `version`; the newer word comes last."""
-    current = platform.routes.of(touched) if touched else []
+    """Everything newer than `version`, after the progress of those touched Spaces that it does not have."""
     newer: list[dict[str, Any]] = []
     while page := platform.routes.after(version, PAGE):
         newer += page
         version = page[-1]["version"]
         if len(page) < PAGE:
             break
-    known = {e["space"] for e in newer}
-    return version, _lines([*(e for e in current if e["space"] not in known), *newer]) + _line({"version": version})
+    left = set(touched) - {e["space"] for e in newer}
+    current = platform.routes.of(left) if left else []
+    return version, _lines([*current, *newer]) + _line({"version": version})
 
 
 def _line(value: dict[str, Any]) -> bytes:
