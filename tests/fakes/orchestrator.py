@@ -29,6 +29,8 @@ class Script:
     """Ends at once with this code, where `exits`."""
     exits: bool = False
     out_of_memory: bool = False
+    hindrance: str = ""
+    """Of one that exits: why the machine could not run it, as Observation has it."""
     memory: int = 100 << 20
     """Bytes it holds."""
     ignores_stop: bool = False
@@ -102,7 +104,7 @@ class FakeOrchestrator:
         if script.ready:
             self.make_ready(spec.id)
         if script.exits:
-            self.exit(spec.id, script.exit_code, out_of_memory=script.out_of_memory)
+            self.exit(spec.id, script.exit_code, out_of_memory=script.out_of_memory, hindrance=script.hindrance)
 
     def observe(self) -> Mapping[int, Observation]:
         with self._lock:
@@ -177,12 +179,18 @@ class FakeOrchestrator:
             app.seen = replace(app.seen, status=RunStatus.READY, ready_at=at, probe="GET /: HTTP 200", listening=())
         self.changed(deployment_id)
 
-    def exit(self, deployment_id: int, code: int | None, *, out_of_memory: bool = False) -> None:
+    def exit(self, deployment_id: int, code: int | None, *, out_of_memory: bool = False, hindrance: str = "") -> None:
         """The app ends; None for an end that nobody saw."""
         with self._lock:
             app = self._running(deployment_id)
             app.seen = replace(
-                app.seen, status=RunStatus.EXITED, exit_code=code, out_of_memory=out_of_memory, listening=()
+                app.seen,
+                status=RunStatus.EXITED,
+                exit_code=code,
+                out_of_memory=out_of_memory,
+                hindrance=hindrance,
+                probe="could not run: no room" if hindrance else app.seen.probe,
+                listening=(),
             )
             app.gone = app.stopping
         self.changed(deployment_id)

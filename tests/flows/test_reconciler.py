@@ -216,6 +216,25 @@ def test_a_crash_is_started_again_with_back_off_and_then_left(world: World) -> N
     assert world.space(space).stage == "RUNNING"
 
 
+def test_what_the_machine_could_not_start_is_said_and_tried_again(world: World) -> None:
+    space = world.create()
+    world.settle()
+    before = world.space(space).routed
+    world.apps.script = lambda _: Script(exits=True, hindrance="disk_full")
+    world.push(space, {"index.html": b"two"})
+    world.settle()
+    found = world.space(space)
+    assert (found.stage, found.routed, found.reason) == ("RUNNING_APP_STARTING", before, "disk_full")
+    assert "disk is full" in found.message
+    assert found.evidence == ["could not run: no room"]
+    world.apps.script = lambda _: Script(ready=True)
+    world.clock.at += timedelta(seconds=25)
+    world.settle()
+    found = world.space(space)
+    assert (found.stage, found.reason, found.message) == ("RUNNING", "", "")
+    assert found.routed != before
+
+
 def test_a_newer_push_cancels_the_older_build(world: World) -> None:
     space = world.create()
     world.step()
