@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 LINK_TOKEN = "link-secret"
@@ -27,7 +29,7 @@ class FakeControl:
         self.on_wake: Callable[[int], None] | None = None
         self.fail: int = 0
         """Status that every link call is answered with; 0: work."""
-        self.port = 0
+        self._folder = tempfile.TemporaryDirectory(prefix="control-")
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         self._writers: set[asyncio.StreamWriter] = set()
@@ -35,11 +37,13 @@ class FakeControl:
 
     @property
     def address(self) -> str:
-        return f"127.0.0.1:{self.port}"
+        return f"unix:{self._folder.name}/control.sock"
 
     async def start(self) -> None:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
-        self.port = self._server.sockets[0].getsockname()[1]
+        """On a Unix socket, as the real one."""
+        path = Path(self.address.removeprefix("unix:"))
+        path.unlink(missing_ok=True)
+        self._server = await asyncio.start_unix_server(self._serve, path)
 
     async def kill(self) -> None:
         """Die: listeners and open connections end at once; state stays for a restart."""
@@ -99,7 +103,7 @@ class FakeControl:
                 body = await reader.readexactly(int(fields.get(b"content-length", b"0")))
                 if not target.startswith(b"/internal/gateway/"):
                     self.seen.append((target, fields))
-                    self._answer(writer, 200, {"control": True, "target": target.decode("latin-1")})
+                    await self._page(writer, {"control": True, "target": target.decode("latin-1")})
                 elif fields.get(b"authorization") != f"Bearer {LINK_TOKEN}".encode():
                     self._answer(writer, 401, {"error": "no"})
                 elif self.fail:
@@ -126,6 +130,14 @@ class FakeControl:
             b"HTTP/1.1 %d X\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b"
             % (status, len(data), data)
         )
+
+    @staticmethod
+    async def _page(writer: asyncio.StreamWriter, body: dict[str, Any]) -> None:
+        """Head and body apart, as servers write them."""
+        data = json.dumps(body).encode()
+        writer.write(b"HTTP/1.1 200 X\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(data))
+        await asyncio.sleep(0)
+        writer.write(data)
 
     async def _feed(self, writer: asyncio.StreamWriter, after: int) -> None:
         feed: asyncio.Queue[bytes] = asyncio.Queue()
