@@ -1,8 +1,8 @@
 # What Python apps run on (target `run`), and what their environments are made in (target `build`).
 # For BuildKit as in Docker 20.10: no external syntax line, no heredocs. The context is the folder runtime_images.
 # Index, mirror, proxy and certificates come as the secrets `network` and `ca` (network.py), so that no layer has them.
-ARG BASE=spaces/base:bookworm
-ARG PYTHON_FROM=apt
+ARG BASE=nvidia/cuda:12.6.3-cudnn-runtime-ubuntu22.04
+ARG PYTHON_FROM=uv
 
 FROM ${BASE} AS tools
 COPY python/uv.txt /tmp/uv.txt
@@ -69,7 +69,7 @@ ENTRYPOINT ["/usr/bin/tini", "--"]
 
 FROM run AS build
 ARG PYTHON=3.11
-ARG PYTHON_FROM=apt
+ARG PYTHON_FROM=uv
 USER 0:0
 RUN --mount=type=secret,id=network --mount=type=secret,id=ca,mode=0444 \
     if [ -f /run/secrets/network ]; then . /run/secrets/network; fi; set -eu; export DEBIAN_FRONTEND=noninteractive; \
@@ -78,4 +78,5 @@ RUN --mount=type=secret,id=network --mount=type=secret,id=ca,mode=0444 \
     apt-get install -q -y --no-install-recommends build-essential cmake curl libffi-dev libssl-dev pkg-config ${headers}; \
     rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/cache/debconf/*-old /var/cache/ldconfig/* /var/log/*
 COPY --from=tools /usr/local/bin/uv /usr/local/bin/uv
+COPY python/seal.py /opt/spaces/runtime_images/python/
 USER 1000:1000

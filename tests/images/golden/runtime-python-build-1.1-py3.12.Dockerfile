@@ -78,4 +78,5 @@ RUN --mount=type=secret,id=network --mount=type=secret,id=ca,mode=0444 \
     apt-get install -q -y --no-install-recommends build-essential cmake curl libffi-dev libssl-dev pkg-config ${headers}; \
     rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/cache/debconf/*-old /var/cache/ldconfig/* /var/log/*
 COPY --from=tools /usr/local/bin/uv /usr/local/bin/uv
+COPY python/seal.py /opt/spaces/runtime_images/python/
 USER 1000:1000

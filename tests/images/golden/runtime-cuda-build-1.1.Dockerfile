@@ -1,7 +1,7 @@
 # What Python apps run on (target `run`), and what their environments are made in (target `build`).
 # For BuildKit as in Docker 20.10: no external syntax line, no heredocs. The context is the folder runtime_images.
 # Index, mirror, proxy and certificates come as the secrets `network` and `ca` (network.py), so that no layer has them.
-ARG BASE=spaces/base:bookworm
+ARG BASE=nvidia/cuda:12.6.3-cudnn-devel-ubuntu22.04
 ARG PYTHON_FROM=uv
 
 FROM ${BASE} AS tools
@@ -28,7 +28,7 @@ RUN --mount=type=secret,id=network --mount=type=secret,id=ca,mode=0444 \
     install -d -o 1000 -g 1000 /home/user/app
 
 FROM system AS python-apt
-ARG PYTHON=3.12
+ARG PYTHON=3.11
 # distutils: Debian keeps it apart; source packages of that time import it.
 RUN --mount=type=secret,id=network --mount=type=secret,id=ca,mode=0444 \
     if [ -f /run/secrets/network ]; then . /run/secrets/network; fi; set -eu; export DEBIAN_FRONTEND=noninteractive; \
@@ -37,7 +37,7 @@ RUN --mount=type=secret,id=network --mount=type=secret,id=ca,mode=0444 \
     rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/cache/debconf/*-old /var/cache/ldconfig/* /var/log/*
 
 FROM system AS python-uv
-ARG PYTHON=3.12
+ARG PYTHON=3.11
 RUN --mount=type=secret,id=network --mount=type=secret,id=ca,mode=0444 \
     --mount=type=bind,from=tools,source=/usr/local/bin,target=/run/tools \
     if [ -f /run/secrets/network ]; then . /run/secrets/network; fi; set -eu; \
@@ -50,7 +50,7 @@ RUN --mount=type=secret,id=network --mount=type=secret,id=ca,mode=0444 \
         "$("${python}" -c 'import sysconfig; print(sysconfig.get_path("stdlib"))')"
 
 FROM python-${PYTHON_FROM} AS run
-ARG PYTHON=3.12
+ARG PYTHON=3.11
 COPY python/start_hook.py /opt/spaces/runtime_images/python/
 RUN set -eu; \
     "python${PYTHON}" -m compileall -q --invalidation-mode unchecked-hash /opt/spaces; \
@@ -68,7 +68,7 @@ USER 1000:1000
 ENTRYPOINT ["/usr/bin/tini", "--"]
 
 FROM run AS build
-ARG PYTHON=3.12
+ARG PYTHON=3.11
 ARG PYTHON_FROM=uv
 USER 0:0
 RUN --mount=type=secret,id=network --mount=type=secret,id=ca,mode=0444 \
@@ -78,4 +78,5 @@ RUN --mount=type=secret,id=network --mount=type=secret,id=ca,mode=0444 \
     apt-get install -q -y --no-install-recommends build-essential cmake curl libffi-dev libssl-dev pkg-config ${headers}; \
     rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/cache/debconf/*-old /var/cache/ldconfig/* /var/log/*
 COPY --from=tools /usr/local/bin/uv /usr/local/bin/uv
+COPY python/seal.py /opt/spaces/runtime_images/python/
 USER 1000:1000
