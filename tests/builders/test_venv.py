@@ -179,7 +179,7 @@ def test_conflict_is_explained(tmp_path: Path, make_builder: Make) -> None:
     builder = make_builder()
     with pytest.raises(BuildError) as caught:
         App(tmp_path / "app", {"requirements.txt": "flask==2.0.0\nclick==7.0\n"}).build(builder)
-    assert caught.value.reason == "resolver_conflict"
+    assert caught.value.reason == "resolver_conflict", caught.value.evidence
     assert "click==7.0" in caught.value.cause
     assert "flask==2.0.0" in caught.value.cause
     assert list(tmp_path.glob("builds/owners/*/python/environments/*")) == []
