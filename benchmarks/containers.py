@@ -118,7 +118,8 @@ class Bench:
         ]  # fmt: skip
         (folder / "Dockerfile").write_text("\n".join(lines) + "\n")
         (folder / "requirements.txt").write_text(self._lock("code"))
-        (folder / "app.py").write_text((repo.folder / "app.py").read_text())
+        # The second Space's code is not the first one's, to the last byte.
+        (folder / "app.py").write_text(f"{(repo.folder / 'app.py').read_text()}\n# {repo.folder.name}\n")
         began = time.monotonic()
         secret = ["--secret", f"id=ca,src={_ca()}"]
         docker("build", "-q", "-t", "spaces-bench/by-hand", *secret, str(folder))
