@@ -124,6 +124,8 @@ class Routes:
             return self._entries(db, spaces)
 
     def _entries(self, db: Read, spaces: Sequence[Space]) -> list[dict[str, Any]]:
+        if not spaces:
+            return []
         ids = [s.id for s in spaces]
         hosts: dict[int, list[Host]] = {}
         for host in db.exec(select(Host).where(col(Host.space_id).in_(ids))):

@@ -17,6 +17,7 @@ import docker
 from pip._internal.models.index import PyPI
 
 import runtime_images
+from spaces_platform.adapters.docker import cgroups
 from spaces_platform.adapters.docker.network import INSTANCE
 from spaces_platform.adapters.docker.settings import instance_of
 from spaces_platform.adapters.docker.spec import DEPLOYMENT
@@ -91,7 +92,7 @@ class ContainerSystem(System):
     def frozen(self, name: str) -> bool:
         row = self.rows("SELECT d.id FROM deployment d WHERE space_id = ? ORDER BY id DESC", self.space_id(name))[0]
         container = self.containers().get(row["id"])
-        return container is not None and container.status == "paused"
+        return container is not None and bool(cgroups.is_frozen(container.attrs["State"]["Pid"], container.id))
 
     def remove_all(self) -> None:
         """Whatever the platform left in the engine."""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from spaces_platform.adapters.docker import DockerOrchestrator, volumes
+from spaces_platform.adapters.docker import DockerOrchestrator, orchestrator, volumes
 from spaces_platform.errors import Conflict, DiskFull
 from spaces_platform.ports import Resources
 from tests.containers.harness import SMALL, Place, exited, gone, ready, text
@@ -212,3 +212,44 @@ def test_a_snapshot_has_all_that_was_written_before_the_app_ended(place: Place) 
     running.forget(spec.id)
     running.volumes.restore(1, name)
     assert read(place, running) == "written"
+
+
+def let_go(place: Place, spaces: list[int]) -> None:
+    images = [place.root / f"containers/volumes/{space_id}/disk.img" for space_id in spaces]
+    wait_for("the kernel lets go of all volumes", lambda: not any(map(volumes.is_attached, images)), SECONDS)
+
+
+def test_a_stop_and_a_forget_at_once_leave_nothing_mounted(place: Place) -> None:
+    running = place.orchestrator()
+    specs = [place.spec("", space_id=n, resources=WITH_VOLUME) for n in range(1, 9)]
+    for spec in specs:
+        running.start(spec)
+    for spec in specs:
+        exited(running, spec.id)
+    for spec in specs:
+        running.stop(spec.id)
+        running.forget(spec.id)
+    let_go(place, [spec.space_id for spec in specs])
+    deployments = place.root / "containers/deployments"
+    wait_for("nothing of them is left", lambda: not place.containers() and not list(deployments.iterdir()), SECONDS)
+
+
+@pytest.mark.parametrize("forgotten", [False, True])
+def test_what_could_not_be_removed_is_removed_later(
+    place: Place, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, forgotten: bool
+) -> None:
+    monkeypatch.setattr(orchestrator, "PERIOD", 0.5)
+    running = place.orchestrator()
+    spec = place.spec("", resources=WITH_VOLUME)
+    running.start(spec)
+    exited(running, spec.id)
+    directory = place.root / f"containers/deployments/{spec.id}"
+    obstacle = directory / "disk-full.img"
+    obstacle.mkdir()
+    (running.forget if forgotten else running.stop)(spec.id)
+    wait_for("it says so", lambda: "is not removed yet" in caplog.text, SECONDS)
+    assert volumes.is_attached(place.root / "containers/volumes/1/disk.img")
+    obstacle.rmdir()
+    let_go(place, [1])
+    wait_for("its disk is gone", lambda: not (directory / "disk").exists(), SECONDS)
+    assert directory.exists() is not forgotten

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spaces_platform.adapters.docker import disks, gpus, network, selfcheck
-from spaces_platform.adapters.docker.cgroups import group_paths
+from spaces_platform.adapters.docker import cgroups, disks, gpus, network, selfcheck
+from spaces_platform.adapters.docker.cgroups import freezer_of, group_paths
 from spaces_platform.adapters.docker.disks import Overlay
 from spaces_platform.adapters.docker.engine import EngineFacts
 from spaces_platform.errors import Invalid, Unavailable
@@ -115,6 +115,38 @@ def test_gpus_are_read() -> None:
 def test_groups_are_read_of_both_versions() -> None:
     assert group_paths("0::/a.slice/b\n") == {"": "/a.slice/b"}
     assert group_paths("9:memory:/x\n4:cpu,cpuacct:/y\n") == {"memory": "/x", "cpu": "/y", "cpuacct": "/y"}
+
+
+@pytest.mark.parametrize(
+    ("text", "container", "found"),
+    [
+        ("9:memory:/x\n5:freezer:/spaces/c0ffee\n0::/spaces/c0ffee\n", "c0ffee", "freezer/spaces/c0ffee"),
+        ("0::/system.slice/docker-c0ffee.scope\n", "c0ffee", "system.slice/docker-c0ffee.scope"),
+        # A pid that was given again is somebody else's.
+        ("5:freezer:/system.slice/ssh.service\n", "c0ffee", None),
+        ("5:freezer:/spaces/decaf\n", "c0ffee", None),
+        ("0::/\n", "c0ffee", None),
+        ("0::/spaces/c0ffee\n", "", None),
+    ],
+)
+def test_only_the_containers_own_group_is_frozen(text: str, container: str, found: str | None) -> None:
+    assert freezer_of(text, container) == (found and cgroups.ROOT / found)
+
+
+def test_version_2_is_frozen_by_its_own_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What no machine with version 1 shows."""
+    monkeypatch.setattr(cgroups, "_freezer", lambda _pid, _container: tmp_path)
+    monkeypatch.setattr(cgroups, "FREEZE_SECONDS", 0.0)
+    assert cgroups.set_frozen(1, "c0ffee", True) is False, "its group is not there"
+    (tmp_path / "cgroup.freeze").write_text("0")
+    (tmp_path / "cgroup.events").write_text("populated 1\nfrozen 1\n")
+    assert cgroups.set_frozen(1, "c0ffee", True) is True
+    assert (tmp_path / "cgroup.freeze").read_text() == "1"
+    assert cgroups.is_frozen(1, "c0ffee") is True
+    (tmp_path / "cgroup.events").write_text("populated 1\nfrozen 0\n")
+    with pytest.raises(Unavailable, match="could not be frozen"):
+        cgroups.set_frozen(1, "c0ffee", True)
+    assert (tmp_path / "cgroup.freeze").read_text() == "0", "it runs"
 
 
 @pytest.mark.parametrize(

@@ -144,16 +144,3 @@ def postgres(folder: Path) -> Iterator[Postgres]:
                 assert time.monotonic() < end, (folder / "postgres.log").read_text(errors="replace")[-2000:]
                 time.sleep(0.05)
         yield made
-
-
-def docker_url() -> str:
-    """The engine that answers on this machine; skips where there is none."""
-    docker = pytest.importorskip("docker", reason="the docker package is not installed: make single-host")
-    url = os.environ.get("DOCKER_HOST") or "unix:///var/run/docker.sock"
-    try:
-        client = docker.DockerClient(base_url=url, timeout=5)
-        client.ping()
-        client.close()
-    except Exception as exc:
-        pytest.skip(f"no Docker engine answers at {url} (apt install docker.io): {exc}")
-    return url

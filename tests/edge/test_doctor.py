@@ -14,7 +14,7 @@ import pytest
 from spaces_platform.cli.doctor import Check, engine, groups_of, machine, network, services
 from spaces_platform.cli.doctor.check import has_fix, version_of
 from spaces_platform.settings import Settings
-from tests.edge.servers import Postgres, Redis, docker_url
+from tests.edge.servers import Postgres, Redis
 
 ENGINE = engine.EngineFacts(
     version="28.2.2",
@@ -287,20 +287,20 @@ def test_a_postgres_that_is_not_there() -> None:
 
 
 @pytest.mark.containers
-def test_the_engine_that_runs_here() -> None:
-    found = {check.name: check for check in engine.check_engine(docker_url(), "")}
+def test_the_engine_that_runs_here(engine_url: str) -> None:
+    found = {check.name: check for check in engine.check_engine(engine_url, "")}
     assert {"engine", "runc", "cgroups", "storage", "seccomp", "buildkit", "networks"} <= set(found)
     assert found["buildkit"].level == "ok", found["buildkit"]
     assert found["seccomp"].level == "ok"
 
 
 @pytest.mark.containers
-def test_checking_leaves_no_image_behind() -> None:
+def test_checking_leaves_no_image_behind(engine_url: str) -> None:
     import docker
 
-    client = docker.DockerClient(base_url=docker_url())
+    client = docker.DockerClient(base_url=engine_url)
     before = {image.id for image in client.images.list(filters={"dangling": True})}
-    assert engine.check_buildkit(docker_url()).level == "ok"
+    assert engine.check_buildkit(engine_url).level == "ok"
     after = {image.id for image in client.images.list(filters={"dangling": True})}
     empty = [i for i in after - before if not client.images.get(i).attrs["Size"]]
     client.close()

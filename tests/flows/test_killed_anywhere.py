@@ -15,72 +15,44 @@ from pathlib import Path
 import pytest
 from sqlmodel import select
 
-from spaces_platform.errors import PlatformError
 from spaces_platform.frozen import Memory
-from spaces_platform.models import Build, Deployment, Space
+from spaces_platform.models import Build, Deployment
 from spaces_platform.ports import RunStatus
-from tests.flows.world import Killed, World
+from tests.flows.world import World
 from tests.services import databases
 
 
 def story(world: World) -> None:
     """push > build > start > route > push again > drain > stop > sleep > wake, once from frozen and once, for want of
     memory, from stopped; each act is repeated until it holds."""
-    space = act(world, lambda: world.create(), lambda: found(world) is not None)
-    del space
-    act(world, lambda: world.push(must(world), {"index.html": b"two"}), lambda: has_file(world, b"two"))
+    world.act(world.create, lambda: world.found() is not None)
+    world.act(lambda: world.push(world.must(), {"index.html": b"two"}), lambda: has_file(world, b"two"))
     world.settle()
-    act(world, lambda: world.platform.spaces.sleep(must(world), world.actor), lambda: asleep(world))
+    world.act(lambda: world.platform.spaces.sleep(world.must(), world.actor), lambda: asleep(world))
     world.settle()
-    act(world, lambda: world.platform.spaces.wake(must(world).id or 0), lambda: awake(world))
+    world.act(lambda: world.platform.spaces.wake(world.must().id or 0), lambda: awake(world))
     world.settle()
-    act(world, lambda: world.platform.spaces.sleep(must(world), world.actor), lambda: asleep(world))
+    world.act(lambda: world.platform.spaces.sleep(world.must(), world.actor), lambda: asleep(world))
     world.memory = Memory(16 << 30, 0)
-    act(world, world.settle, lambda: not world.apps.observe())
+    world.act(world.settle, lambda: not world.apps.observe())
     world.memory = Memory(16 << 30, 12 << 30)
-    act(world, lambda: world.platform.spaces.wake(must(world).id or 0), lambda: awake(world))
+    world.act(lambda: world.platform.spaces.wake(world.must().id or 0), lambda: awake(world))
     world.settle()
-
-
-def act(world: World, do: object, done: object) -> None:
-    """What a user does: try, and after a failure look whether it happened, else try again."""
-    for _ in range(3):
-        try:
-            if not done():  # type: ignore[operator]
-                do()  # type: ignore[operator]
-            world.settle()
-            return
-        except Killed:
-            world.restart()
-    raise AssertionError("an act never succeeds")
-
-
-def found(world: World) -> Space | None:
-    try:
-        return world.platform.spaces.find("admin", "demo", world.actor)
-    except PlatformError:
-        return None
-
-
-def must(world: World) -> Space:
-    space = found(world)
-    assert space is not None
-    return space
 
 
 def has_file(world: World, content: bytes) -> bool:
-    space = must(world)
+    space = world.must()
     repo = world.platform.spaces.repo(space)
     head = repo.head()
     return head is not None and b"".join(repo.read(head, "index.html")) == content
 
 
 def asleep(world: World) -> bool:
-    return must(world).slept_at is not None
+    return world.must().slept_at is not None
 
 
 def awake(world: World) -> bool:
-    space = must(world)
+    space = world.must()
     return space.slept_at is None or space.last_active_at > space.slept_at
 
 
@@ -89,7 +61,7 @@ def verify(world: World) -> None:
     world.restart()
     world.clock.at += timedelta(seconds=70)
     world.settle()
-    space = must(world)
+    space = world.must()
     assert space.stage == "RUNNING", f"{space.stage}: {space.message}"
     assert has_file(world, b"two")
     with world.platform.store.read() as db:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from sqlmodel import select
 
-from spaces_platform.errors import PlatformError
 from spaces_platform.models import Deployment, Event, Space
 from spaces_platform.ports import RunStatus
 from tests.fakes.orchestrator import Script
 from tests.fakes.volumes import FakeVolumes
-from tests.flows.world import README, Killed, World
+from tests.flows.world import README, World
 
 MB = 1 << 20
 DOCKER = {"README.md": README.replace(b"static", b"gradio"), "app.py": b"print(1)\n"}
@@ -194,52 +193,26 @@ def test_without_volumes_nothing_waits_for_one(tmp_path: Path) -> None:
 # --- killed anywhere --------------------------------------------------------------------------------------------------
 def empty_story(world: World) -> None:
     """Storage is asked for, used, deleted; then the Space."""
-    act(world, lambda: world.create(files=DOCKER), lambda: found(world) is not None)
-    act(world, lambda: grow(world), lambda: must(world).storage == "small" or has_deleted(world))
-    volumes(world).volumes[must(world).id or 0].data["word"] = "kept"
-    act(world, lambda: empty(world), lambda: has_deleted(world))
-    assert word(world, must(world)) is None
-    assert must(world).stage == "RUNNING"
-    act(world, lambda: world.platform.spaces.delete(must(world), world.actor), lambda: found(world) is None)
+    world.act(lambda: world.create(files=DOCKER), lambda: world.found() is not None)
+    world.act(lambda: grow(world), lambda: world.must().storage == "small" or has_deleted(world))
+    volumes(world).volumes[world.must().id or 0].data["word"] = "kept"
+    world.act(lambda: empty(world), lambda: has_deleted(world))
+    assert word(world, world.must()) is None
+    assert world.must().stage == "RUNNING"
+    world.act(lambda: world.platform.spaces.delete(world.must(), world.actor), lambda: world.found() is None)
 
 
 def grow(world: World) -> None:
-    world.platform.spaces.set_storage(must(world), world.actor, "small")
+    world.platform.spaces.set_storage(world.must(), world.actor, "small")
 
 
 def empty(world: World) -> None:
-    world.platform.spaces.delete_storage(must(world), world.actor)
-
-
-def act(world: World, do: Callable[[], object], done: Callable[[], bool]) -> None:
-    """What a user does: try, and after a failure look whether it happened, else try again."""
-    for _ in range(3):
-        try:
-            if not done():
-                do()
-            world.settle()
-            return
-        except Killed:
-            world.restart()
-    raise AssertionError("an act never succeeds")
+    world.platform.spaces.delete_storage(world.must(), world.actor)
 
 
 def has_deleted(world: World) -> bool:
     with world.platform.store.read() as db:
         return db.exec(select(Event).where(Event.kind == "space.storage_deleted")).first() is not None
-
-
-def found(world: World) -> Space | None:
-    try:
-        return world.platform.spaces.find("admin", "demo", world.actor)
-    except PlatformError:
-        return None
-
-
-def must(world: World) -> Space:
-    space = found(world)
-    assert space is not None
-    return space
 
 
 def run(folder: Path, limit: int | None) -> int:

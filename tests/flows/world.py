@@ -18,6 +18,7 @@ import runtime_images
 from spaces_platform.accounts import Actor
 from spaces_platform.adapters.file_logs import FileLogStore
 from spaces_platform.adapters.git import GitRepoStore
+from spaces_platform.errors import PlatformError
 from spaces_platform.frozen import Memory
 from spaces_platform.models import Space
 from spaces_platform.ports import DeploymentSpec, FileChange, Isolation, LogLine, Observation, Task, VolumeUse
@@ -186,6 +187,8 @@ class World:
         )
         self.builder = FakeBuilder()
         self.fuse = Fuse()
+        self.applied = 0
+        """The newest version of the routes that the gateway has."""
         self.platform = self._build()
         self.platform.recover()
         self.actor: Actor = self.platform.accounts.actor_of_token((folder / "admin.token").read_text().strip())
@@ -231,14 +234,13 @@ class World:
             self.platform.run(task, id)
 
     def report(self, rows: Sequence[Any] = ()) -> None:
-        newest = max((e["version"] for e in self.platform.routes.after(0)), default=0)
-        self.platform.traffic.report(GATEWAY, newest, rows, self.clock.now().timestamp())
+        self.applied = max((e["version"] for e in self.platform.routes.after(self.applied)), default=self.applied)
+        self.platform.traffic.report(GATEWAY, self.applied, rows, self.clock.now().timestamp())
 
     def settle(self, rounds: int = 60) -> None:
         """Let time pass until nothing is due and nothing waits."""
         quiet = 0
         for _ in range(rounds):
-            self.report()
             self.platform.sweep.hint_due()
             self.platform.builds.requeue_lost()
             self.platform.frozen.relieve()
@@ -253,7 +255,6 @@ class World:
     def settle_some(self, rounds: int) -> None:
         """Let some seconds pass."""
         for _ in range(rounds):
-            self.report()
             self.platform.sweep.hint_due()
             self.platform.release_gpus()
             self.step()
@@ -272,3 +273,26 @@ class World:
 
     def space(self, space: Space) -> Space:
         return self.platform.spaces.by_id(space.id or 0)
+
+    def found(self, name: str = "demo") -> Space | None:
+        try:
+            return self.platform.spaces.find("admin", name, self.actor)
+        except PlatformError:
+            return None
+
+    def must(self, name: str = "demo") -> Space:
+        space = self.found(name)
+        assert space is not None
+        return space
+
+    def act(self, do: Callable[[], object], done: Callable[[], bool]) -> None:
+        """What a user does: try, and after a failure look whether it happened, else try again."""
+        for _ in range(3):
+            try:
+                if not done():
+                    do()
+                self.settle()
+                return
+            except Killed:
+                self.restart()
+        raise AssertionError("an act never succeeds")

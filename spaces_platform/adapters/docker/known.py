@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -39,14 +40,16 @@ class Known:
     """Its address."""
     pid: int = 0
     """Its init, as the host numbers it; 0 where unknown."""
+    paused: bool = False
+    """Frozen by the engine, which alone can thaw it then."""
     starting: bool = False
     """`start` is still at work on it."""
     stopping: bool = False
     forgetting: bool = False
     gone: bool = False
     """Ended after a stop: no longer observed."""
-    throttled: bool = field(default=False)
-    """Slowed because of its output."""
+    clearing: threading.Lock = field(default_factory=threading.Lock)
+    """Held while what it has left is removed."""
 
     @property
     def is_running(self) -> bool:

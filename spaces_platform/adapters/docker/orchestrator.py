@@ -62,7 +62,7 @@ class DockerOrchestrator:
         self._facts = self._engine.facts()
         self._lock = threading.Lock()
         self._known: dict[int, Known] = {}
-        self._undoing: set[int] = set()
+        self._leftovers: set[Known] = set()
         self._closed = False
         self._networks = Networks(self._engine, self.instance, self._settings.subnets, self._settings.idle_networks)
         self._disks = Disks(self._root)
@@ -87,7 +87,7 @@ class DockerOrchestrator:
         with self._lock:
             if spec.id in self._known:
                 return
-            if spec.id in self._undoing:
+            if any(left.id == spec.id for left in self._leftovers):
                 raise Unavailable(f"{spec.space}: what its last start left is being removed; start it again")
             directory = self._deployments / str(spec.id)
             at = self._clock.now()
@@ -100,8 +100,8 @@ class DockerOrchestrator:
         except BaseException:
             with self._lock:
                 del self._known[spec.id]
-                self._undoing.add(spec.id)
-            self._watcher.later(lambda: self._undo(known))
+                known.forgetting = True
+            self._clear_up(known)
             raise
         with self._lock:
             known.starting = False
@@ -142,11 +142,14 @@ class DockerOrchestrator:
         if first:
             known.mark("stop", self._clock.now().timestamp() + max(grace, 0.0))
         if ended:
-            self._watcher.later(lambda: self._clear(known))
+            self._clear_up(known)
         elif container and (first or grace <= 0):
-            self._engine.kill(container, "SIGTERM" if grace > 0 else "SIGKILL")
-            if grace > 0:
-                self._watcher.later(lambda: self._engine.kill(container, "SIGKILL"), grace)
+            if grace <= 0:
+                self._kill(known)
+                return
+            self._engine.kill(container, "SIGTERM")
+            self._let_go(known)  # now that it has the signal
+            self._watcher.later(lambda: self._kill(known), grace)
 
     def forget(self, deployment_id: int) -> None:
         """See the port. One that still runs is ended first, and removed then."""
@@ -162,7 +165,7 @@ class DockerOrchestrator:
             known.mark("forget", 1)
             self.stop(deployment_id, grace=0)
         else:
-            self._watcher.later(lambda: self._discard(known))
+            self._clear_up(known)
 
     def close(self, stop_all: bool = False) -> None:
         """See the port. `stop_all`: end and remove every container and network of this platform, for tests."""
@@ -181,12 +184,15 @@ class DockerOrchestrator:
         if known is None:
             return
         try:
-            self._engine.pause(known.container)
+            if not cgroups.set_frozen(known.pid, known.container, True):
+                self._engine.pause(known.container)
         except (NotFound, Conflict) as error:
             log.info("deployment %d is not frozen: %s", deployment_id, error)
             self._look_at(known)
             return
         self._move(known, RunStatus.READY, RunStatus.FROZEN)
+        if known.stopping:  # since it was looked at: a signal would wait in it for ever
+            self._let_go(known)
 
     def thaw(self, deployment_id: int) -> None:
         """See ports.Freezer."""
@@ -194,12 +200,22 @@ class DockerOrchestrator:
         if known is None:
             return
         try:
-            self._engine.unpause(known.container)
+            if known.paused or not cgroups.set_frozen(known.pid, known.container, False):
+                self._engine.unpause(known.container)
         except (NotFound, Conflict) as error:
             log.info("deployment %d is not thawed: %s", deployment_id, error)
             self._look_at(known)
             return
         self._move(known, RunStatus.FROZEN, RunStatus.READY)
+
+    def _let_go(self, known: Known) -> None:
+        """Thaw what is to end. One that the engine has frozen it thaws itself, with the signal that it is asked for."""
+        cgroups.set_frozen(known.pid, known.container, False)
+
+    def _kill(self, known: Known) -> None:
+        self._let_go(known)  # the engine waits for its end
+        if container := known.container:
+            self._engine.kill(container, "SIGKILL")
 
     def memory_in_use(self, deployment_id: int) -> int:
         """See ports.Freezer."""
@@ -276,9 +292,13 @@ class DockerOrchestrator:
             if known is None or known.container != container:
                 return
         if action == "pause":
+            known.paused = True
             self._move(known, RunStatus.READY, RunStatus.FROZEN)
         elif action == "unpause":
+            known.paused = False
             self._move(known, RunStatus.FROZEN, RunStatus.READY)
+        elif action == "kill":  # perhaps by somebody who does not know that it is frozen
+            self._watcher.later(lambda: self._let_go(known))
         elif action in ("die", "destroy"):
             self._watcher.later(lambda: self._look_at(known))
 
@@ -295,10 +315,11 @@ class DockerOrchestrator:
             log.info("deployment %d could not be looked at: %s", known.id, error)
             return
         if state.get("Running"):
-            paused = bool(state.get("Paused"))
-            self._move(known, *((RunStatus.READY, RunStatus.FROZEN) if paused else (RunStatus.FROZEN, RunStatus.READY)))
             with self._lock:
-                known.pid = int(state.get("Pid") or 0)
+                known.pid, known.paused = int(state.get("Pid") or 0), bool(state.get("Paused"))
+            frozen = cgroups.is_frozen(known.pid, container)
+            frozen = known.paused if frozen is None else frozen
+            self._move(known, *((RunStatus.READY, RunStatus.FROZEN) if frozen else (RunStatus.FROZEN, RunStatus.READY)))
         elif state.get("Status") != "created":
             self._ended(known, container, state)
 
@@ -323,39 +344,45 @@ class DockerOrchestrator:
             if known.forgetting:
                 self._known.pop(known.id, None)
         if known.gone:
-            self._watcher.later(lambda: self._clear(known))
+            self._clear_up(known)
         self._tell(known)
 
+    def _clear_up(self, known: Known) -> None:
+        """Remove, off every caller's path, what a deployment that has ended still has here."""
+        with self._lock:
+            self._leftovers.add(known)
+        self._watcher.later(lambda: self._clear(known))
+
     def _clear(self, known: Known) -> None:
-        """Remove the container and the disk of a stopped deployment; its log stays, unless it is to be forgotten."""
-        if known.forgetting:
-            self._discard(known)
-            return
-        if known.container:
-            self._engine.remove(known.container)
-            with self._lock:
-                known.container = ""
-        self._release(known)
-
-    def _release(self, known: Known) -> None:
-        self._disks.drop(known.directory)
-        self.volumes.release(known.space_id)
-
-    def _undo(self, known: Known) -> None:
-        """Remove what a start left that failed; the next one of that deployment waits for it."""
+        """Remove container and disk; the log stays, unless it is to be forgotten. What fails is tried again later."""
         try:
-            self._discard(known)
-        finally:
-            with self._lock:
-                self._undoing.discard(known.id)
+            # A stop and a forget may come at once: one undoes mounts that the other has listed.
+            with known.clearing:
+                if known not in self._leftovers:
+                    return  # done meanwhile; its directory may be that of its next start
+                forget = known.forgetting
+                if known.container:
+                    self._engine.remove(known.container)
+                    with self._lock:
+                        known.container = ""
+                if forget:
+                    known.output.close()
+                self._disks.drop(known.directory)
+                self.volumes.release(known.space_id)
+                if forget:
+                    self._throw_away(known.directory)
+                with self._lock:
+                    if forget == known.forgetting:
+                        self._leftovers.discard(known)
+        except (PlatformError, OSError) as error:
+            log.warning("what deployment %d has left is not removed yet: %s", known.id, error)
 
-    def _discard(self, known: Known) -> None:
-        """Remove all of a deployment."""
-        if known.container:
-            self._engine.remove(known.container)
-        known.output.close()
-        self._release(known)
-        self._throw_away(known.directory)
+    def _clear_leftovers(self) -> None:
+        """Try again what could not be removed."""
+        with self._lock:
+            left = list(self._leftovers)
+        for known in left:
+            self._watcher.later(lambda known=known: self._clear(known))  # type: ignore[misc]
 
     def _throw_away(self, directory: Path) -> None:
         if directory.is_dir():
@@ -442,8 +469,8 @@ class DockerOrchestrator:
             return
         if known.stopping:
             left = (known.marked("stop") or 0.0) - self._clock.now().timestamp()
-            container = known.container
-            self._watcher.later(lambda: self._engine.kill(container, "SIGKILL"), max(left, 0.0))
+            self._let_go(known)
+            self._watcher.later(lambda: self._kill(known), max(left, 0.0))
         if known.seen.status is RunStatus.STARTING:
             self._watcher.watch(known)
 
@@ -454,12 +481,11 @@ class DockerOrchestrator:
         self._found()
         for known in before:
             self._look_at(known)
-            if known.gone and known.container:
-                self._watcher.later(lambda known=known: self._clear(known))  # type: ignore[misc]
-            elif known.stopping and known.is_running:
+            if known.stopping and known.is_running:
                 left = (known.marked("stop") or 0.0) - self._clock.now().timestamp()
                 if left <= 0:
-                    self._engine.kill(known.container, "SIGKILL")
+                    self._kill(known)
+        self._clear_leftovers()
         if self._isolation.fence:
             self._fence.ensure()
 
@@ -467,6 +493,7 @@ class DockerOrchestrator:
         """What events do not tell."""
         if not self._follower.connected.is_set():
             return
+        self._clear_leftovers()
         if self._isolation.fence:
             self._fence.ensure()
         self._networks.trim(self._spaces_in_use)
@@ -476,11 +503,14 @@ class DockerOrchestrator:
             return {known.space_id for known in self._known.values() if known.starting or known.container}
 
     def _remove_all(self) -> None:
+        for known in self._known.values():
+            self._let_go(known)
         for row in self._engine.containers(self._label):
             self._engine.remove(str(row["Id"]))
-        for known in list(self._known.values()):
+        for known in {*self._known.values(), *self._leftovers}:
             try:
-                self._release(known)
+                self._disks.drop(known.directory)
+                self.volumes.release(known.space_id)
             except PlatformError as error:
                 log.warning("deployment %d: %s", known.id, error)
         with self._lock:
