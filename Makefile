@@ -5,6 +5,8 @@ PYTHON ?= python3
 VENV   ?= .venv
 DATA   ?= $(HOME)/.spaces
 PORT   ?= 7860
+# Test files at once; as many as there are processors.
+JOBS   ?= auto
 ARGS   ?=
 
 BIN  := $(VENV)/bin
@@ -46,8 +48,8 @@ platform-images: ## The images of the platform's own processes and services, for
 	@PIP_INDEX_URL="$${PIP_INDEX_URL:-$$($(PYTHON) -m pip config get global.index-url 2>/dev/null || true)}" \
 	 $(PYTHON) -m runtime_images.platform
 
-test: $(DEV) ## All tests but those of containers; what cannot run here is skipped and listed at the end (ARGS=)
-	@$(BIN)/python -m pytest -q -m "not soak and not containers" $(ARGS)
+test: $(DEV) ## All tests but those of containers; what cannot run here is skipped and listed at the end (ARGS=, JOBS=)
+	@$(BIN)/python -m pytest -q -m "not soak and not containers" -n $(JOBS) --dist loadfile $(ARGS)
 
 test-containers: $(DEV) ## The tests that need a Docker engine; as root, one is started where none answers (ARGS=)
 	@$(BIN)/python -m pytest -q -m "containers and not soak" $(ARGS)

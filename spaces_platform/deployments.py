@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sqlmodel import col, select
+from sqlmodel import Session, col, select
 
 from builders.diagnosis import Explanation, diagnose_run
 from spaces_platform.environment import make_environment
@@ -100,11 +100,15 @@ class Deployments:
         return self.orchestrator.logs(deployment_id, after)
 
     # --- observing -------------------------------------------------------------------------------
-    def refresh(self, space: Space) -> tuple[Sequence[Deployment], Mapping[int, Observation]]:
-        """The Space's open deployments, their rows brought up to what is observed now, and what was observed."""
-        with self.store.read() as db:
-            where = (Deployment.space_id == space.id, col(Deployment.status).in_(OPEN))
-            rows = db.exec(select(Deployment).where(*where).order_by(col(Deployment.id))).all()
+    def open_of(self, db: Session, space_id: int) -> Sequence[Deployment]:
+        """The Space's open deployments, oldest first."""
+        where = (Deployment.space_id == space_id, col(Deployment.status).in_(OPEN))
+        return db.exec(select(Deployment).where(*where).order_by(col(Deployment.id))).all()
+
+    def refresh(
+        self, space: Space, rows: Sequence[Deployment]
+    ) -> tuple[Sequence[Deployment], Mapping[int, Observation]]:
+        """Open deployments, their rows brought up to what is observed now, and what was observed."""
         if not rows:
             return rows, {}
         observed = self.orchestrator.observe()

@@ -12,7 +12,8 @@ import secrets as random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import case, func, update
+from sqlalchemy import Table, bindparam, func, update
+from sqlalchemy import select as prepare
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session as Read
 from sqlmodel import col, delete, or_, select
@@ -21,6 +22,7 @@ from runtime_images import Catalogue
 from spaces_platform import lifecycle
 from spaces_platform.accounts import PLATFORM
 from spaces_platform.builds import Builds
+from spaces_platform.claims import Claims
 from spaces_platform.deployments import Deployments, Shown, show
 from spaces_platform.errors import PlatformError, RepoNotFound, Unavailable
 from spaces_platform.frozen import FrozenApps
@@ -61,14 +63,31 @@ from spaces_platform.volumes import SpaceVolumes
 
 log = logging.getLogger(__name__)
 
-CLAIM_SECONDS = 30.0
 MAX_ROUNDS = 8
 """Rounds of decide and act in one pass; more are left to the next, so that one Space cannot hold a worker."""
 RETRY_SECONDS = 5.0
-AFTER_THAW_SECONDS = 1.0
-"""When a Space is looked at again that was thawed; until then nothing is due."""
+AFTER_ROUTE_SECONDS = 2.0
+"""When a Space is looked at again that was routed; until then nothing is due."""
 NO_GATEWAY_SECONDS = 5.0
 """Without any gateway for so long there is none."""
+
+# Prepared once, and without the columns that a pass has no use for: every wake reads both.
+_builds: Table = Build.__table__  # type: ignore[attr-defined]
+_BUILDS = (
+    prepare(_builds.c.id, _builds.c.plan_id, _builds.c.status, _builds.c.generation, _builds.c.artifact)
+    .where(_builds.c.space_id == bindparam("space"))
+    .where(or_(_builds.c.status.in_(("QUEUED", "RUNNING")), _builds.c.plan_id == bindparam("plan")))
+    .order_by(_builds.c.id.desc())
+    .limit(20)
+)
+_runs: Table = Deployment.__table__  # type: ignore[attr-defined]
+_FAILED = (
+    prepare(_runs.c.artifact, _runs.c.ready_at, _runs.c.ended_at, _runs.c.fatal)
+    .where(_runs.c.space_id == bindparam("space"), _runs.c.generation == bindparam("generation"))
+    .where(_runs.c.status == "FAILED", _runs.c.frozen_at.is_(None))
+    .order_by(_runs.c.id.desc())
+    .limit(2 * lifecycle.MAX_ATTEMPTS)
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +121,7 @@ class Reconciler:
         self.store, self.clock, self.repos, self.builds = store, clock, repos, builds
         self.deployments, self.traffic, self.queue, self.feed = deployments, traffic, queue, feed
         self.settings, self.planner, self.frozen, self.gpus = settings, planner, frozen, gpus
-        self.volumes = volumes
+        self.volumes, self.claims = volumes, Claims(store)
         self._began = self.now()
         self._unreleased: dict[str, tuple[int, float]] = {}
         """Claims that an outage of the database left: token -> Space and the claim's end."""
@@ -114,9 +133,9 @@ class Reconciler:
     def reconcile(self, space_id: int) -> None:
         """One pass. Returns at once when another worker has the Space; that one, or the sweep, sees what changed."""
         token = random.token_hex(8)
-        until = self._claim(space_id, token)
+        until = self.claims.take(space_id, token, self.now())
         if until is None:
-            self._look_later(space_id, self.now() + 1.0)
+            self.claims.look_later(space_id, self.now() + 1.0)
             return
         check_at: float | None = None
         try:
@@ -133,12 +152,12 @@ class Reconciler:
                     self._write_stage(space_id, decision, facts)
                 for action in decision.actions:
                     self._apply(space_id, facts, action, decision)
-                if routes is not None:
+                if routes is not None and not (isinstance(routes, ThawDeployment) and _shown(decision)):
                     self._write_stage(space_id, decision, facts, routed=routes.deployment_id)
                 check_at = decision.check_at
-                if len(decision.actions) == 1 and isinstance(decision.actions[0], ThawDeployment):
+                if len(decision.actions) == 1 and routes is not None:
                     # The visitor's gateway is being told now: this process's time is for that first.
-                    check_at = self.now() + AFTER_THAW_SECONDS
+                    check_at = self.now() + AFTER_ROUTE_SECONDS
                     break
                 if not decision.actions or all(isinstance(a, StartDeployment) for a in decision.actions):
                     break
@@ -155,7 +174,7 @@ class Reconciler:
             raise
         finally:
             try:
-                self._release(space_id, token, until, check_at)
+                self.claims.release(space_id, token, until, check_at)
             except Unavailable as exc:
                 # Else nobody would look at it before the claim's end.
                 log.warning("a claim could not be given back: %s", exc, extra={"space": space_id})
@@ -164,59 +183,30 @@ class Reconciler:
     def release_left(self) -> None:
         """Give back the claims that could not be given back, to be looked at at once. Raises Unavailable."""
         for token, (space_id, until) in tuple(self._unreleased.items()):
-            self._release(space_id, token, until, self.now())
+            self.claims.release(space_id, token, until, self.now())
             del self._unreleased[token]
-
-    def _claim(self, space_id: int, token: str) -> float | None:
-        """When the claim ends, or None where somebody else has it.
-
-        The next look is set to that end: whoever claims and is killed leaves a row that the sweep comes back to.
-        """
-        now = self.now()
-        until = now + CLAIM_SECONDS
-        claim = (
-            update(Space)
-            .where(col(Space.id) == space_id, col(Space.purged_at).is_(None))
-            .where(or_(col(Space.claim_token).is_(None), col(Space.claimed_until) < now))
-            .values(claim_token=token, claimed_until=until, next_check_at=until)
-        )
-        with self.store.write(alone=False) as tx:
-            return until if tx.execute(claim).rowcount else None  # type: ignore[attr-defined]
-
-    def _release(self, space_id: int, token: str, until: float, check_at: float | None) -> None:
-        """Give the claim back; keeps an earlier look that somebody asked for meanwhile."""
-        asked = col(Space.next_check_at)
-        earlier = (asked != until) & (asked <= check_at) if check_at is not None else asked != until
-        with self.store.write(alone=False) as tx:
-            tx.execute(
-                update(Space)
-                .where(col(Space.id) == space_id, col(Space.claim_token) == token)
-                .values(claim_token=None, claimed_until=0.0, next_check_at=case((earlier, asked), else_=check_at))
-            )
-
-    def _look_later(self, space_id: int, at: float) -> None:
-        with self.store.write(alone=False) as tx:
-            tx.execute(
-                update(Space).where(col(Space.id) == space_id, col(Space.purged_at).is_(None)).values(next_check_at=at)
-            )
 
     # --- facts -----------------------------------------------------------------------------------
     def _gather(self, space_id: int) -> Facts | None:
         with self.store.read() as db:
             space = db.get(Space, space_id)
+            rows = self.deployments.open_of(db, space_id)
         if space is None or space.purged_at is not None:
             return None
         if space.planned_for != _plan_key(space) and space.desired == Desired.RUNNING:
             space = self._plan(space)
-        deployments, observed = self.deployments.refresh(space)
+        deployments, observed = self.deployments.refresh(space, rows)
         with self.store.read() as db:
             builds = self._builds(db, space)
             attempts = self._attempts(db, space)
         artifact = next(
             (b.artifact for b in builds if b.status is BuildStatus.SUCCEEDED and b.plan_id == space.plan_id), None
         )
-        # What runs from an artifact keeps it; asking the engine would cost a wake a tenth of its time.
+        # What runs from an artifact keeps it; asking the engine would cost a wake a tenth of its time. Who stands in
+        # line for a start has asked, and the start itself will tell.
         held = {d.artifact for d in deployments if d.status in ("READY", "FROZEN")}
+        if space.start_queued_at is not None and artifact is not None:
+            held.add(artifact)
         if artifact is not None and space.problem is None and not (artifact in held or self.builds.exists(artifact)):
             artifact = None
         now = self.now()
@@ -247,6 +237,7 @@ class Reconciler:
             traffic_known=self.traffic.is_known(now),
             swap_in_place=self.gpus.must_swap(space),
             waits_for_gpu=space.gpu_queued_at is not None,
+            waits_in_line=space.start_queued_at is not None,
             # Where there are no volumes now, it is removed once there are again.
             drops_volume=space.drops_volume and self.volumes.storage.volumes is not None,
             routed=space.routed,
@@ -287,28 +278,14 @@ class Reconciler:
         return row
 
     def _builds(self, db: Read, space: Space) -> list[BuildFacts]:
-        mine = or_(col(Build.status).in_(("QUEUED", "RUNNING")), Build.plan_id == space.plan_id)
-        rows = db.exec(
-            select(Build).where(Build.space_id == space.id, mine).order_by(col(Build.id).desc()).limit(20)
-        ).all()
-        return [BuildFacts(b.id or 0, b.plan_id, BuildStatus(b.status), b.generation, b.artifact) for b in rows]
+        rows = db.execute(_BUILDS, {"space": space.id, "plan": space.plan_id})
+        return [BuildFacts(id, plan, BuildStatus(status), number, ref) for id, plan, status, number, ref in rows]
 
     def _attempts(self, db: Read, space: Space) -> dict[str, Attempts]:
         """Failed starts of this generation, since the artifact last served steadily; an end while frozen is none."""
-        query = (
-            select(Deployment)
-            .where(
-                Deployment.space_id == space.id,
-                Deployment.generation == space.generation,
-                Deployment.status == "FAILED",
-                col(Deployment.frozen_at).is_(None),
-            )
-            .order_by(col(Deployment.id).desc())
-            .limit(2 * lifecycle.MAX_ATTEMPTS)
-        )
         attempts: dict[str, Attempts] = {}
         steady: set[str] = set()
-        for d in db.exec(query):
+        for d in db.execute(_FAILED, {"space": space.id, "generation": space.generation}):
             if d.artifact in steady:
                 continue
             if d.ready_at is not None and (d.ended_at or 0.0) - d.ready_at >= lifecycle.STEADY_AFTER:
@@ -439,13 +416,18 @@ class Reconciler:
         self.deployments.start(space, deployment)
 
     def _next_in_line(self) -> None:
-        """A start slot may have become free: hint whoever waits longest."""
+        """A start slot may have become free: hint whoever waits longest, one for each that is."""
         with self.store.read() as db:
+            starting = db.exec(
+                select(func.count()).select_from(Deployment).where(Deployment.status == "STARTING")
+            ).one()
+            free = self.settings.start_slots - starting
+            if free <= 0:
+                return
             waiting = col(Space.start_queued_at).is_not(None)
-            ids = db.exec(
-                select(Space.id).where(waiting).order_by(col(Space.start_queued_at)).limit(self.settings.start_slots)
-            )
-            for space_id in ids.all():
+            for space_id in db.exec(
+                select(Space.id).where(waiting).order_by(col(Space.start_queued_at)).limit(free)
+            ).all():
                 if space_id is not None:
                     self.queue.send(Task.RECONCILE, space_id)
 

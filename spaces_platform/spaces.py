@@ -455,24 +455,25 @@ class Spaces:
 
         return self._update(space, actor, "space.sleep", change)
 
-    def wake(self, space_id: int, actor: Actor = ANONYMOUS) -> None:
-        """A visit: idempotent and cheap while it is awake. Wakes neither the paused nor what needs its owner."""
+    def wake(self, *space_ids: int, actor: Actor = ANONYMOUS) -> None:
+        """Visits: idempotent and cheap for what is awake. Wakes neither the paused nor what needs its owner."""
         now = self.now()
         asleep = (
-            col(Space.id) == space_id,
+            col(Space.id).in_(space_ids),
             col(Space.desired) == Desired.RUNNING,
             col(Space.last_active_at) <= func.coalesce(Space.slept_at, 0.0),
         )
         with self.store.read() as db:
-            is_asleep = db.exec(select(Space.id).where(*asleep)).first() is not None
-        if is_asleep:
-            with self.store.write(alone=False) as tx:
-                # Compared again inside: of a crowd that wakes it, one writes. The next look survives a kill
+            anybody = db.exec(select(Space.id).where(*asleep)).first() is not None
+        if anybody:
+            with self.store.write() as tx:
+                # Compared again inside: of a crowd that wakes one, one writes. The next look survives a kill
                 # between this row and the hint.
-                changed = tx.execute(update(Space).where(*asleep).values(last_active_at=now, next_check_at=now))
-                if changed.rowcount:  # type: ignore[attr-defined]
+                wake = update(Space).where(*asleep).values(last_active_at=now, next_check_at=now)
+                for space_id in tx.execute(wake.returning(col(Space.id))).scalars():
                     tx.add(Event(at=now, kind="space.woken", space_id=space_id, actor_id=actor.id, actor=actor.name))
-        self.queue.send(Task.RECONCILE, space_id)
+        for space_id in space_ids:
+            self.queue.send(Task.RECONCILE, space_id)
 
     def events(self, space: Space, limit: int = 100) -> Sequence[Event]:
         with self.store.read() as db:

@@ -54,20 +54,20 @@ def create_app(platform: Platform) -> FastAPI:
     """The app over a wired platform. Starts nothing."""
     app = FastAPI(title="Spaces", version=__version__, description=DESCRIPTION, redoc_url=None)
     state = app.state
-    state.platform, state.streams, state.waking = platform, streams.Streams(platform.log_feed), set()
+    state.platform, state.streams = platform, streams.Streams(platform.log_feed)
     state.metrics = Metrics(platform)
     state.link_token = internal.link_token(_run_folder(platform))
     state.commit_turns = asyncio.Semaphore(COMMITS_AT_ONCE)
     failures.install(app)
     hub = (hub_accounts, hub_runtime, hub_repos, hub_content, streams, resolve)
     for module in (
+        internal,  # first: the gateways call it most, and routes are gone through in turn
         *hub,
         platform_spaces,
         platform_volumes,
         platform_domains,
         platform_accounts,
         platform_quotas,
-        internal,
     ):
         app.include_router(module.router)
     app.include_router(make_git_router(PlatformGit(platform), platform.repos))

@@ -29,7 +29,7 @@ bearer = HTTPBearer(auto_error=False, description="An access token (`hf_…`).")
 cookie = APIKeyCookie(name=SESSION_COOKIE, auto_error=False, description="A browser's session with the platform.")
 
 
-def get_platform(request: Request) -> Any:
+async def get_platform(request: Request) -> Any:  # not a function, for which a thread would be asked
     return request.app.state.platform
 
 

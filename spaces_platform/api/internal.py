@@ -7,7 +7,7 @@ one write.
 - `GET routes?after=V&gateway=ID`: NDJSON. First everything newer than V (V 0, or newer than ours: the full table, then
   `{"version": N, "complete": true}`), then changes as they come, each batch followed by `{"version": N}`, which is also
   the heartbeat, at least every HEARTBEAT_SECONDS. Each other line is one entry (`spaces_platform.routing.route_entry`).
-- `POST wake {"space": 12}` -> 202.
+- `POST wake {"spaces": [12]}` -> 202.
 - `POST activity {"gateway", "applied", "full", "spaces": [{"space", "deployment", "in_flight", "attached",
   "sockets", "last_active", "requests", "errors"}]}` -> `{"ok": true}`. `requests` and `errors` count from when the
   gateway first routed there; `sockets` are the open WebSockets among the attached.
@@ -52,7 +52,7 @@ Secret = Annotated[str, Field(max_length=4096)]
 
 
 class WakeIn(BaseModel):
-    space: Id
+    spaces: Annotated[list[Id], Field(min_length=1, max_length=1000)]
 
 
 class TrafficRow(BaseModel):
@@ -93,7 +93,7 @@ def link_token(run: Path) -> str:
     return token
 
 
-def check_link(request: Request) -> None:
+async def check_link(request: Request) -> None:
     given = request.headers.get("authorization", "")
     if not hmac.compare_digest(given.encode(), f"Bearer {request.app.state.link_token}".encode()):
         raise Forbidden("The link token is wrong.")
@@ -178,15 +178,8 @@ def _lines(values: Iterable[dict[str, Any]]) -> bytes:
 
 
 @router.post("/wake", status_code=202)
-async def wake(body: WakeIn, request: Request, platform: PlatformDep) -> dict[str, Any]:
-    waking: set[int] = request.app.state.waking
-    # Wakes that come while one is being written ask for the same thing.
-    if body.space not in waking:
-        waking.add(body.space)
-        try:
-            await run_in_threadpool(platform.spaces.wake, body.space)
-        finally:
-            waking.discard(body.space)
+async def wake(body: WakeIn, platform: PlatformDep) -> dict[str, Any]:
+    await run_in_threadpool(platform.spaces.wake, *body.spaces)
     return {"ok": True}
 
 

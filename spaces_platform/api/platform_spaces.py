@@ -43,7 +43,7 @@ def sleep(space: WritableSpace, actor: ActorDep, platform: PlatformDep, base: Ba
 
 @router.post("/wake", response_model=SpaceStatus, summary="Wake it, as a visit does")
 def wake(space: ReadableSpace, actor: ActorDep, platform: PlatformDep, base: BaseDep) -> dict[str, Any]:
-    platform.spaces.wake(space.id or 0, actor)
+    platform.spaces.wake(space.id or 0, actor=actor)
     return _status(platform, space, actor, base)
 
 

@@ -28,6 +28,8 @@ _CALL_SECONDS = 5.0
 _BACK_OFF = (0.1, 5.0)
 _LINE_MAX = 1 << 20
 _COALESCE_SECONDS = 0.02
+WAKES = 500
+"""Spaces that one call wakes at most."""
 
 
 class Link:
@@ -54,6 +56,8 @@ class Link:
         self.failures = 0
         self.reported = 0
         """Route version named in the last report that arrived."""
+        self._to_wake: dict[int, None] = {}
+        self._waking = False
         self._all_due = True
         """The next report says everything: a control plane that has just started knows nothing, and one that knew an
         earlier process of this gateway believes in requests that ended with it."""
@@ -146,15 +150,26 @@ class Link:
         return answer if isinstance(answer, dict) and response.status_code < 400 else {}
 
     def wake(self, space: int) -> None:
-        """Tell the control plane that somebody waits for a Space; a wake that is lost is repeated by waiting.py."""
+        """Tell the control plane that somebody waits for a Space; a wake that is lost is repeated by waiting.py.
 
-        async def send() -> None:
-            try:
-                await self.ask("wake", {"space": space})
-            except Unavailable as error:
-                self._gateway.log("wake_failed", space=space, error=error.message)
+        One call at a time: Spaces that are visited meanwhile are woken by the next, all together.
+        """
+        self._to_wake[space] = None
+        if not self._waking:
+            self._waking = True
+            self._keep(asyncio.get_running_loop().create_task(self._send_wakes()))
 
-        self._keep(asyncio.get_running_loop().create_task(send()))
+    async def _send_wakes(self) -> None:
+        try:
+            while spaces := list(self._to_wake)[:WAKES]:
+                for space in spaces:
+                    del self._to_wake[space]
+                try:
+                    await self.ask("wake", {"spaces": spaces})
+                except Unavailable as error:
+                    self._gateway.log("wake_failed", spaces=spaces, error=error.message)
+        finally:
+            self._waking = False
 
     # --- activity
     def report_soon(self) -> None:

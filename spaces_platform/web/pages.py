@@ -128,5 +128,5 @@ class FrontPages:
         found = self.lookup.space(call)
         if isinstance(found, Response):
             return found
-        self.platform.spaces.wake(found.row.id or 0, call.actor)
+        self.platform.spaces.wake(found.row.id or 0, actor=call.actor)
         return redirect(f"{found.path}?done=woken")

@@ -122,7 +122,9 @@ def test_a_crowd_wakes_a_space_with_one_write(served: Served) -> None:
     headers = {"authorization": f"Bearer {served.app.state.link_token}"}
     with httpx.Client(base_url=served.url, headers=headers) as client, ThreadPoolExecutor(20) as pool:
         answers = list(
-            pool.map(lambda _: client.post("/internal/gateway/wake", json={"space": space.id}).status_code, range(200))
+            pool.map(
+                lambda _: client.post("/internal/gateway/wake", json={"spaces": [space.id]}).status_code, range(200)
+            )
         )
     assert set(answers) == {202}
     assert len([w for w in writes if w.startswith("UPDATE space")]) == 1

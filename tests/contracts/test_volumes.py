@@ -11,9 +11,7 @@ import pytest
 from spaces_platform.errors import Conflict, NotFound, Unavailable
 from spaces_platform.ports import SNAPSHOT_NAME
 from tests.contracts.volumes import MIB, VolumeWorld, docker_volumes, fake_volumes
-from tests.services.engine import engine_url
 
-__all__ = ["engine_url"]
 NO_SUCH = "20200101T000000000000Z"
 
 

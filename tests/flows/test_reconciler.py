@@ -359,11 +359,11 @@ def test_two_controllers_share_the_work(world: World) -> None:
     mine = world.queue
     other = world._build()
     world.queue = mine
-    until = world.platform.reconciler._claim(space.id or 0, "me")
+    until = world.platform.reconciler.claims.take(space.id or 0, "me", world.clock.now().timestamp())
     assert until is not None
     other.reconciler.reconcile(space.id or 0)
     assert not rows(world, Build)
-    world.platform.reconciler._release(space.id or 0, "me", until, None)
+    world.platform.reconciler.claims.release(space.id or 0, "me", until, None)
     world.queue.waiting.clear()
     world.settle()
     assert world.space(space).stage == "RUNNING"
@@ -378,7 +378,7 @@ def test_an_outage_of_the_database_at_the_end_of_a_pass_holds_a_space_up_no_long
 
     space = world.create()
     with monkeypatch.context() as outage:
-        outage.setattr(world.platform.reconciler, "_release", away)
+        outage.setattr(world.platform.reconciler.claims, "release", away)
         world.step()
         assert world.space(space).claim_token is not None
         with pytest.raises(Unavailable):

@@ -162,9 +162,10 @@ class FakeControl:
     def _call(self, name: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         self.asked.append((name, body))
         if name == "wake":
-            self.wakes.append(body["space"])
-            if self.on_wake is not None:
-                self.on_wake(body["space"])
+            for space in body["spaces"]:
+                self.wakes.append(space)
+                if self.on_wake is not None:
+                    self.on_wake(space)
             return 202, {}
         if name == "activity":
             self.reports.append(body)
