@@ -49,7 +49,7 @@ platform-images: ## The images of the platform's own processes and services, for
 	 $(PYTHON) -m runtime_images.platform
 
 test: $(DEV) ## All tests but those of containers; what cannot run here is skipped and listed at the end (ARGS=, JOBS=)
-	@$(BIN)/python -m pytest -q -m "not soak and not containers" -n $(JOBS) --dist loadfile $(ARGS)
+	@$(BIN)/python -m pytest -q -m "not soak and not containers" -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-containers: $(DEV) ## The tests that need a Docker engine; as root, one is started where none answers (ARGS=)
 	@$(BIN)/python -m pytest -q -m "containers and not soak" $(ARGS)

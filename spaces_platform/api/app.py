@@ -54,7 +54,7 @@ def create_app(platform: Platform) -> FastAPI:
     """The app over a wired platform. Starts nothing."""
     app = FastAPI(title="Spaces", version=__version__, description=DESCRIPTION, redoc_url=None)
     state = app.state
-    state.platform, state.streams = platform, streams.Streams(platform.log_feed)
+    state.platform, state.streams, state.waking = platform, streams.Streams(platform.log_feed), set()
     state.metrics = Metrics(platform)
     state.link_token = internal.link_token(_run_folder(platform))
     state.commit_turns = asyncio.Semaphore(COMMITS_AT_ONCE)

@@ -178,8 +178,15 @@ def _lines(values: Iterable[dict[str, Any]]) -> bytes:
 
 
 @router.post("/wake", status_code=202)
-async def wake(body: WakeIn, platform: PlatformDep) -> dict[str, Any]:
-    await run_in_threadpool(platform.spaces.wake, *body.spaces)
+async def wake(body: WakeIn, request: Request, platform: PlatformDep) -> dict[str, Any]:
+    waking: set[int] = request.app.state.waking
+    # Of those that are being woken already, another call asks for the same thing.
+    if spaces := set(body.spaces) - waking:
+        waking |= spaces
+        try:
+            await run_in_threadpool(platform.spaces.wake, *spaces)
+        finally:
+            waking -= spaces
     return {"ok": True}
 
 
