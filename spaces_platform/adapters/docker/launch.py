@@ -5,6 +5,9 @@ Owns the order and the undoing of a half-made start; spec.py owns what the conta
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from spaces_platform.errors import Conflict, Invalid, NotFound, Unavailable
 from spaces_platform.ports import DeploymentSpec
 
@@ -39,8 +42,8 @@ class Launcher:
         self._user = facts.uid_offset + settings.user
         self._images = Images(engine)
 
-    def launch(self, spec: DeploymentSpec, known: Known, at: float) -> None:
-        """Start it and fill in `known`. What was made before an error is left for the caller to discard.
+    def launch(self, spec: DeploymentSpec, known: Known, at: float) -> Mapping[str, Any]:
+        """Start it and fill in `known`; the container's state. What was made before an error the caller discards.
 
         Raises Invalid, Unavailable, DiskFull.
         """
@@ -67,6 +70,8 @@ class Launcher:
         known.pid = int(facts["State"].get("Pid") or 0)
         networks = (facts.get("NetworkSettings") or {}).get("Networks") or {}
         known.host = str((networks.get(network) or {}).get("IPAddress") or "")
+        state: Mapping[str, Any] = facts["State"]
+        return state
 
     def _mounts(self, spec: DeploymentSpec, image: ImageFacts, known: Known) -> list[Mount]:
         places = pure.writable_places(spec, image)

@@ -96,7 +96,7 @@ class DockerOrchestrator:
             known = Known(spec.id, spec.space_id, spec.app_port, spec.base_path, directory, output, seen, starting=True)
             self._known[spec.id] = known
         try:
-            self._launcher.launch(spec, known, at.timestamp())
+            state = self._launcher.launch(spec, known, at.timestamp())
         except BaseException:
             with self._lock:
                 del self._known[spec.id]
@@ -110,7 +110,7 @@ class DockerOrchestrator:
         if stopping:
             self.stop(spec.id, grace=0.0)
         self._watcher.watch(known)
-        self._look_at(known)
+        self._take(known, known.container, state)  # one that has ended already
 
     def observe(self) -> Mapping[int, Observation]:
         """See the port. Memory only: what is true is brought here by events."""
@@ -314,8 +314,14 @@ class DockerOrchestrator:
         except Unavailable as error:
             log.info("deployment %d could not be looked at: %s", known.id, error)
             return
+        self._take(known, container, state)
+
+    def _take(self, known: Known, container: str, state: Mapping[str, Any]) -> None:
+        """What the engine says of a container."""
         if state.get("Running"):
             with self._lock:
+                if not known.is_running:  # ended since it was asked
+                    return
                 known.pid, known.paused = int(state.get("Pid") or 0), bool(state.get("Paused"))
             frozen = cgroups.is_frozen(known.pid, container)
             frozen = known.paused if frozen is None else frozen
