@@ -183,7 +183,7 @@ class Bench:
         for name in names:
             self._fall_asleep(name)
         # What ends is not to be measured with what starts.
-        until(lambda: not docker("ps", "-q", "--filter", "label=spaces.instance", "--filter", "status=exited"), "", 60)
+        until(lambda: not self._ending(), "the apps that were put to sleep have ended", 60)
         with concurrent.futures.ThreadPoolExecutor(MANY) as pool:
             began = time.monotonic()
             codes = list(pool.map(lambda host: _visit(self.platform.port, host), hosts))
@@ -191,6 +191,10 @@ class Bench:
         if set(codes) != {200}:
             raise RuntimeError(f"visits got {sorted(set(codes))}")
         return took
+
+    def _ending(self) -> int:
+        with self.platform.database() as db:
+            return int(db.execute("SELECT count(*) FROM deployment WHERE status = 'STOPPING'").fetchone()[0])
 
     def _start_all(self, names: list[str], workers: int) -> float:
         images = [self.image(name) for name in names]
