@@ -132,3 +132,12 @@ def test_where_the_groups_cannot_be_seen_the_engine_freezes(
     second.stop(spec.id, grace=20.0)
     gone(second, spec.id)
     assert "goodbye" in text(second, spec.id)
+
+
+def test_it_can_be_removed_by_hand_while_no_platform_is_there(
+    place: Place, running: DockerOrchestrator, engine: docker.APIClient
+) -> None:
+    _, container = frozen(place, running)
+    running.close()
+    engine.remove_container(container, force=True)
+    assert not place.containers()
