@@ -260,15 +260,16 @@ class Deployments:
             tx.add(Event(at=self.now(), kind="deployment.frozen", space_id=row.space_id, data=data))
         self._keep_frozen(row)
 
-    def thaw(self, space_id: int, deployment_id: int, shown: Shown | None = None) -> None:
+    def thaw(self, space_id: int, deployment_id: int, shown: Shown | None = None) -> bool:
         """Let it run and route it. First the thaw, which changes nothing that a row says, then one commit.
 
-        Where it cannot be thawed it is stopped, and the next round starts another one.
+        False where it cannot be thawed: it is stopped, and the next round starts another one.
         """
         if self._thaw(deployment_id):
             self.route(space_id, deployment_id, shown)
-        else:
-            self.stop(deployment_id)
+            return True
+        self.stop(deployment_id)
+        return False
 
     def _keep_frozen(self, row: Deployment) -> Deployment:
         """Make true what its row says, FROZEN, or stop it."""

@@ -12,8 +12,8 @@ import secrets as random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import sqlalchemy
 from sqlalchemy import Table, bindparam, func, update
-from sqlalchemy import select as prepare
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session as Read
 from sqlmodel import col, delete, or_, select
@@ -74,7 +74,7 @@ NO_GATEWAY_SECONDS = 5.0
 # Prepared once, and without the columns that a pass has no use for: every wake reads both.
 _builds: Table = Build.__table__  # type: ignore[attr-defined]
 _BUILDS = (
-    prepare(_builds.c.id, _builds.c.plan_id, _builds.c.status, _builds.c.generation, _builds.c.artifact)
+    sqlalchemy.select(_builds.c.id, _builds.c.plan_id, _builds.c.status, _builds.c.generation, _builds.c.artifact)
     .where(_builds.c.space_id == bindparam("space"))
     .where(or_(_builds.c.status.in_(("QUEUED", "RUNNING")), _builds.c.plan_id == bindparam("plan")))
     .order_by(_builds.c.id.desc())
@@ -82,7 +82,7 @@ _BUILDS = (
 )
 _runs: Table = Deployment.__table__  # type: ignore[attr-defined]
 _FAILED = (
-    prepare(_runs.c.artifact, _runs.c.ready_at, _runs.c.ended_at, _runs.c.fatal)
+    sqlalchemy.select(_runs.c.artifact, _runs.c.ready_at, _runs.c.ended_at, _runs.c.fatal)
     .where(_runs.c.space_id == bindparam("space"), _runs.c.generation == bindparam("generation"))
     .where(_runs.c.status == "FAILED", _runs.c.frozen_at.is_(None))
     .order_by(_runs.c.id.desc())
@@ -150,12 +150,13 @@ class Reconciler:
                 routes = next((a for a in decision.actions if isinstance(a, Route | ThawDeployment)), None)
                 if routes is None:
                     self._write_stage(space_id, decision, facts)
+                done = True
                 for action in decision.actions:
-                    self._apply(space_id, facts, action, decision)
-                if routes is not None and not (isinstance(routes, ThawDeployment) and _shown(decision)):
+                    done &= self._apply(space_id, facts, action, decision)
+                if routes is not None and not (done and isinstance(routes, ThawDeployment) and _shown(decision)):
                     self._write_stage(space_id, decision, facts, routed=routes.deployment_id)
                 check_at = decision.check_at
-                if len(decision.actions) == 1 and routes is not None:
+                if done and len(decision.actions) == 1 and routes is not None:
                     # The visitor's gateway is being told now: this process's time is for that first.
                     check_at = self.now() + AFTER_ROUTE_SECONDS
                     break
@@ -327,7 +328,8 @@ class Reconciler:
         )
 
     # --- acting ----------------------------------------------------------------------------------
-    def _apply(self, space_id: int, facts: Facts, action: lifecycle.Action, decision: Decision) -> None:
+    def _apply(self, space_id: int, facts: Facts, action: lifecycle.Action, decision: Decision) -> bool:
+        """False where something else was done in its place: the next round goes on from there."""
         match action:
             case StartBuild():
                 with self.store.read() as db:
@@ -352,7 +354,7 @@ class Reconciler:
                 self.deployments.route(space_id, deployment_id, _shown(decision))
                 self._next_in_line()
             case ThawDeployment(deployment_id):
-                self.deployments.thaw(space_id, deployment_id, _shown(decision))
+                return self.deployments.thaw(space_id, deployment_id, _shown(decision))
             case Park(asleep):
                 self.deployments.park(space_id, asleep=asleep)
             case Unroute():
@@ -361,6 +363,7 @@ class Reconciler:
                 self.volumes.remove(space_id)
             case Purge():
                 self._purge(space_id)
+        return True
 
     def _start(self, space_id: int, artifact: str, generation: int) -> None:
         """Start it if its GPUs and a start slot are free, else take a place in the line of those that wait for them."""

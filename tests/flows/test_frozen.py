@@ -161,6 +161,8 @@ def test_what_cannot_be_thawed_is_started_anew(world: World) -> None:
     old = newest(world, space).id or 0
     world.apps.fail_next("thaw")
     world.platform.spaces.wake(space.id or 0)
+    world.step()
+    assert newest(world, space).id != old, "the visitor waits for another pass"
     world.settle()
     assert world.space(space).stage == "RUNNING"
     assert world.space(space).routed != old
