@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 
@@ -64,12 +65,25 @@ for one in done:
 print(json.dumps({"reached": sorted(reached), "refused": sorted(refused)}), flush=True)
 """
 Target = tuple[str, int]
+LEFT_OVER = "spacesleft0"
 
 
 @pytest.fixture
 def around() -> Iterator[Neighbourhood]:
     with neighbourhood() as made:
         yield made
+
+
+@pytest.fixture
+def left_over() -> Iterator[str]:
+    """Addresses of apps whose first half is that of a bridge which nobody answers for."""
+    subprocess.run(["ip", "link", "add", LEFT_OVER, "type", "bridge"], check=True)
+    try:
+        subprocess.run(["ip", "address", "add", "10.213.76.1/24", "dev", LEFT_OVER], check=True)
+        subprocess.run(["ip", "link", "set", LEFT_OVER, "up"], check=True)
+        yield "10.213.76.0/23"
+    finally:
+        subprocess.run(["ip", "link", "delete", LEFT_OVER], check=True)
 
 
 def probe(
@@ -204,6 +218,14 @@ def test_a_fence_that_does_not_hold_is_told(place: Place, monkeypatch: pytest.Mo
     assert "open network" in found.words
     assert any("can be reached" in words for words in found.lacks)
     assert not place.orchestrator().safe_for_strangers
+
+
+def test_an_app_answers_where_another_bridge_has_the_first_addresses(engine_url: str, left_over: str) -> None:
+    with place_on(engine_url) as place:
+        running = place.orchestrator(subnets=left_over)
+        spec = place.spec(apps.server())
+        running.start(spec)
+        assert str(ready(running, spec.id).endpoint).startswith("10.213.77.")
 
 
 def test_networks_of_sleeping_spaces_are_given_back(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,6 +46,21 @@ def test_a_pool_that_is_used_up_is_said_to_be(taken: str) -> None:
         network.next_subnet(POOL, nets(taken), None)
 
 
+ROUTES = """\
+Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT
+eth0\t00000000\t010200C0\t0003\t0\t0\t0\t00000000\t0\t0\t0
+tun0\t0000000A\t010200C0\t0003\t0\t0\t0\t000000FF\t0\t0\t0
+docker0\t0000D40A\t00000000\t0001\t0\t0\t0\tC0FFFFFF\t0\t0\t0
+left0\t1000D50A\t00000000\t0001\t0\t0\t0\tF0FFFFFF\t0\t0\t0
+wg0\t0500D50A\t00000000\t0005\t0\t0\t0\tFFFFFFFF\t0\t0\t0
+"""
+
+
+def test_what_this_machine_has_routes_to_is_taken() -> None:
+    assert network.routed_in(POOL, ROUTES) == nets("10.213.0.16/28", "10.213.0.5/32")
+    assert network.routed_in(IPv4Network("172.30.0.0/16"), ROUTES) == []
+
+
 @given(st.integers(0, 36**8 - 1), st.integers(0, 36**8 - 1))
 def test_bridges_have_names_of_their_own_that_the_kernel_takes(one: int, other: int) -> None:
     names = {network.bridge_name("0123abcd", number) for number in (one, other)}

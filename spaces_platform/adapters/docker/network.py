@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from spaces_platform.errors import Conflict, Invalid, PlatformError, Unavailable
 
@@ -22,6 +23,7 @@ Subnet = ipaddress.IPv4Network
 INSTANCE = "spaces.instance"
 SPACE = "spaces.space-id"
 PREFIX_LENGTH = 28
+ROUTES = Path("/proc/net/route")
 _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 
 
@@ -59,6 +61,22 @@ def next_subnet(pool: Subnet, taken: Iterable[Subnet], after: Subnet | None) -> 
         if index not in occupied:
             return ipaddress.IPv4Network((base + index * size, PREFIX_LENGTH))
     raise Unavailable(f"all {count} networks of {pool} are in use; stop an app or set a larger app_subnets")
+
+
+def routed_in(pool: Subnet, routes: str) -> list[Subnet]:
+    """What of the pool this machine already has routes to, by the text of /proc/net/route (proc_pid_net(5)).
+
+    The engine looks at routes only where it chooses a subnet itself. A bridge that nothing answers for any more, or a
+    tunnel, would take the packets of ours. Wider routes than the pool are not counted: ours win over them.
+    """
+    found = []
+    for line in routes.splitlines()[1:]:
+        fields = line.split()
+        address, mask = (int.from_bytes(bytes.fromhex(fields[index]), "little") for index in (1, 7))
+        route = ipaddress.IPv4Network((address, mask.bit_count()), strict=False)
+        if route.subnet_of(pool):
+            found.append(route)
+    return found
 
 
 @dataclass(slots=True)
@@ -144,7 +162,7 @@ class Networks:
     def _create(self, space_id: int) -> _Network:
         name = self.name(space_id)
         labels = {INSTANCE: self._instance, SPACE: str(space_id)}
-        taken = set(_subnets(self._engine.networks()))
+        taken = {*_subnets(self._engine.networks()), *routed_in(self._pool, ROUTES.read_text())}
         for _ in range(8):
             subnet = self._last = next_subnet(self._pool, taken, self._last)
             try:
