@@ -18,10 +18,11 @@ from builders.layout import Ref
 from spaces_platform.models import Account, Build, Counter, Deployment, Event, Host, Space
 from spaces_platform.names import loopback_address, slug
 from spaces_platform.planning import card_of, plan_head, plan_to_json
+from spaces_platform.platform import Platform
 from spaces_platform.ports import FileChange
 from spaces_platform.settings import Settings
-from spaces_platform.spaces import repo_id
-from spaces_platform.wiring import Platform, build_platform
+from spaces_platform.space_directory import repo_id
+from spaces_platform.wiring.assembly import build_platform
 
 ROOT = Path(__file__).resolve().parent.parent
 PER_OWNER = 50

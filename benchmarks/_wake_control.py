@@ -27,6 +27,7 @@ from spaces_platform.adapters.thread_queue import ThreadQueue
 from spaces_platform.api.app import create_app
 from spaces_platform.clock import SystemClock
 from spaces_platform.control import serve
+from spaces_platform.platform import Platform
 from spaces_platform.ports import Isolation, Observation, Task
 from spaces_platform.reconciler import Planner
 from spaces_platform.secrets import Vault
@@ -34,7 +35,7 @@ from spaces_platform.settings import Settings
 from spaces_platform.spaces import NewSpace
 from spaces_platform.store import Store
 from spaces_platform.supervisor import gateway_config, link_token
-from spaces_platform.wiring import Platform, assemble
+from spaces_platform.wiring.assembly import assemble
 from tests.fakes.builder import FakeBuilder
 from tests.fakes.orchestrator import FakeOrchestrator, Script
 
@@ -84,7 +85,7 @@ def steer(platform: Platform, admin: Actor, port: int) -> None:
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
-            space = platform.spaces.by_host(self.path[1:], admin)
+            space = platform.directory.by_host(self.path[1:], admin)
             platform.spaces.sleep(space, admin)
             until(lambda: platform.deployments.of(space.id or 0, 1)[0].status == "FROZEN", "frozen", 30)
             self.send_response(204)
@@ -105,11 +106,11 @@ def main() -> None:
     spaces = [
         platform.spaces.create(admin, NewSpace("admin", f"s{n}", sdk="static", files=files)) for n in range(count)
     ]
-    until(lambda: all(platform.spaces.by_id(s.id or 0).stage == "RUNNING" for s in spaces), "all run", 120)
+    until(lambda: all(platform.directory.by_id(s.id or 0).stage == "RUNNING" for s in spaces), "all run", 120)
     steer(platform, admin, steer_port)
     config = gateway_config(platform.settings, link_token(folder))
     (folder / "gateway.json").write_text(json.dumps(config))
-    hosts = [platform.spaces.hosts(s.id or 0)["primary"] for s in spaces]
+    hosts = [platform.directory.hosts(s.id or 0)["primary"] for s in spaces]
     ready = folder / "ready.new"
     ready.write_text(json.dumps(hosts))
     ready.rename(folder / "ready")

@@ -20,7 +20,7 @@ from typing import Any
 from benchmarks._rig import Platform, until, workplace
 from benchmarks._seed import seed
 from spaces_platform.settings import Settings
-from spaces_platform.wiring import build_platform
+from spaces_platform.wiring.assembly import build_platform
 
 SETTLE_SECONDS = 5.0
 

@@ -29,7 +29,7 @@ from spaces_platform.models import Build, Event, Space
 from spaces_platform.planning import plan_from_json
 from spaces_platform.ports import Clock, LogStore, Queue, RepoStore, Task
 from spaces_platform.routing import Changes
-from spaces_platform.spaces import repo_id
+from spaces_platform.space_directory import repo_id
 from spaces_platform.store import Store
 
 log = logging.getLogger(__name__)

@@ -29,7 +29,7 @@ from spaces_platform.api.app import create_app
 from spaces_platform.errors import Conflict, PlatformError, Unavailable
 from spaces_platform.json_lines import log_json_lines
 from spaces_platform.settings import Settings
-from spaces_platform.wiring import build_platform
+from spaces_platform.wiring.assembly import build_platform
 
 log = logging.getLogger("spaces.control")
 

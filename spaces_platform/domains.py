@@ -27,7 +27,7 @@ from spaces_platform.names import check_domain
 from spaces_platform.ports import Clock, TxtRecords
 from spaces_platform.routing import RouteFeed
 from spaces_platform.settings import Settings
-from spaces_platform.spaces import require
+from spaces_platform.space_directory import require
 from spaces_platform.store import Store, Transaction
 
 log = logging.getLogger(__name__)

@@ -17,7 +17,7 @@ from spaces_platform.errors import PlatformError
 from spaces_platform.lifecycle import OPEN
 from spaces_platform.models import Build, Counter, Deployment, Event, Session, Space
 from spaces_platform.ports import Clock, LogStore, RepoStore
-from spaces_platform.spaces import repo_id
+from spaces_platform.space_directory import repo_id
 from spaces_platform.store import Store
 
 log = logging.getLogger(__name__)

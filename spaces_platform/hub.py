@@ -18,7 +18,7 @@ from spaces_platform.accounts import Actor
 from spaces_platform.errors import EntryNotFound, Invalid, RepoNotFound, RevisionNotFound
 from spaces_platform.models import Account, Membership
 from spaces_platform.ports import Repo, RepoStore
-from spaces_platform.spaces import find_space, repo_id
+from spaces_platform.space_directory import find_space, repo_id
 from spaces_platform.store import Store
 
 TOKEN = "HF_TOKEN"

@@ -56,7 +56,7 @@ from spaces_platform.planning import Planned, card_of, plan_head, plan_to_json
 from spaces_platform.ports import Clock, Queue, RepoStore, Task
 from spaces_platform.routing import RouteFeed
 from spaces_platform.settings import Settings
-from spaces_platform.spaces import repo_id
+from spaces_platform.space_directory import repo_id
 from spaces_platform.store import Store
 from spaces_platform.traffic import Traffic
 from spaces_platform.volumes import SpaceVolumes

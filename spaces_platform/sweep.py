@@ -15,7 +15,7 @@ from spaces_platform.errors import RepoNotFound
 from spaces_platform.lifecycle import OPEN, Desired, Stage
 from spaces_platform.models import Deployment, Event, Space
 from spaces_platform.ports import Clock, Orchestrator, Queue, RepoStore, Task
-from spaces_platform.spaces import repo_id
+from spaces_platform.space_directory import repo_id
 from spaces_platform.store import Store
 from spaces_platform.traffic import Traffic
 

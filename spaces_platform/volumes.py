@@ -1,7 +1,7 @@
 """What people do with a Space's volume: look at it, take snapshots, put one back.
 
 Each use case checks what the actor may do and leaves an Event. How large a volume is to be, and that it is to be
-removed, is part of what is desired of the Space (`spaces.Spaces`); the reconciler sees to both.
+removed, is part of what is desired of the Space (`space_settings`); the reconciler sees to both.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from spaces_platform.errors import Conflict, DiskFull, NotFound, RepoNotFound, T
 from spaces_platform.lifecycle import OPEN, Desired
 from spaces_platform.models import Deployment, Event, Space
 from spaces_platform.ports import SNAPSHOT_NAME, Clock, VolumeUse
-from spaces_platform.spaces import require
+from spaces_platform.space_directory import require
 from spaces_platform.storage import Storage
 from spaces_platform.store import Store
 

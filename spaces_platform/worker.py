@@ -1,4 +1,4 @@
-"""The worker's process: Celery around `wiring.Worker`, which does builds and small work for the control process.
+"""The worker's process: Celery around `platform.Worker`, which does builds and small work for the control process.
 
 Owns: the pool of processes, their life and the signals. Does not own: what a task does. It stands here and not below
 `builders/`, since a build's job is its row, its log and its claim, which builders know nothing of.
@@ -25,9 +25,11 @@ from typing import TYPE_CHECKING, Any
 
 from spaces_platform.errors import Invalid, PlatformError
 from spaces_platform.json_lines import log_json_lines
+from spaces_platform.platform import Worker
 from spaces_platform.ports import Task
 from spaces_platform.settings import Settings
-from spaces_platform.wiring import Worker, build_worker, celery_config
+from spaces_platform.wiring.assembly import build_worker
+from spaces_platform.wiring.choices import celery_config
 
 if TYPE_CHECKING:
     from spaces_platform.adapters.celery_app import CeleryConfig

@@ -40,7 +40,7 @@ from spaces_platform.errors import PlatformError
 from spaces_platform.settings import Settings
 
 if TYPE_CHECKING:
-    from spaces_platform.wiring import Platform
+    from spaces_platform.platform import Platform
 
 COMMITS_AT_ONCE = 4
 """Commits over the API that are read at once; each may hold hub_content.COMMIT_BYTES in memory."""

@@ -20,7 +20,7 @@ from spaces_platform.errors import Forbidden, Unauthenticated
 from spaces_platform.models import Space
 
 if TYPE_CHECKING:
-    from spaces_platform.wiring import Platform
+    from spaces_platform.platform import Platform
 
 SESSION_COOKIE = "spaces-session"
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -106,7 +106,7 @@ def _space(needed: Access) -> Callable[..., Space]:
         name: Annotated[str, Path(max_length=100, description="Name of the Space.")],
     ) -> Space:
         platform: Platform = request.app.state.platform
-        space = platform.spaces.find(owner, name, actor, needed)
+        space = platform.directory.find(owner, name, actor, needed)
         if (space.owner.lower(), space.name.lower()) != (owner.lower(), name.lower()):
             raw = request.scope.get("raw_path") or request.scope["path"].encode()
             query = request.scope.get("query_string", b"").decode("latin-1")
@@ -117,7 +117,7 @@ def _space(needed: Access) -> Callable[..., Space]:
 
 
 PlatformDep = Annotated[Any, Depends(get_platform)]
-"""A `spaces_platform.wiring.Platform`."""
+"""A `spaces_platform.platform.Platform`."""
 ActorDep = Annotated[Actor, Depends(get_actor)]
 UserDep = Annotated[Actor, Depends(get_user)]
 AdminDep = Annotated[Actor, Depends(get_admin)]

@@ -23,7 +23,7 @@ from spaces_platform.ports import RefUpdate, Repo
 from spaces_platform.spaces import NewSpace
 
 if TYPE_CHECKING:
-    from spaces_platform.wiring import Platform
+    from spaces_platform.platform import Platform
 
 MAIN = "refs/heads/main"
 README = "README.md"
@@ -51,7 +51,7 @@ class PlatformGit:
                 "The platform's disk is nearly full, so pushes are refused now. Ask its admin to free space."
             )
         try:
-            space = self.platform.spaces.find(owner, name, actor, Access.WRITE if write else Access.READ)
+            space = self.platform.directory.find(owner, name, actor, Access.WRITE if write else Access.READ)
         except RepoNotFound:
             if actor.is_anonymous:
                 # Only a 401 makes git ask for credentials, and a private Space must look like a missing one.
@@ -79,7 +79,7 @@ class PlatformGit:
             return self.platform.spaces.create(actor, NewSpace(owner, name))
         except Conflict:
             # Made by another request meanwhile, or there and not this actor's to write to.
-            return self.platform.spaces.find(owner, name, actor, Access.WRITE)
+            return self.platform.directory.find(owner, name, actor, Access.WRITE)
 
     # --- pushes ---------------------------------------------------------------------------------------------
     async def pushed(self, access: GitAccess, updates: Sequence[RefUpdate]) -> Sequence[str]:
@@ -91,7 +91,7 @@ class PlatformGit:
             raise
 
     def _pushed(self, access: GitAccess, updates: Sequence[RefUpdate]) -> Sequence[str]:
-        space = self.platform.spaces.by_id(int(access.data["space"]))
+        space = self.platform.directory.by_id(int(access.data["space"]))
         name = f"{space.owner}/{space.name}"
         if not any(u.ref == MAIN for u in updates):
             refs = ", ".join(u.ref.removeprefix("refs/heads/").removeprefix("refs/tags/") for u in updates[:5])

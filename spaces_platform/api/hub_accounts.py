@@ -69,7 +69,7 @@ def _token(platform: Any, user: Actor) -> dict[str, Any]:
 @router.get("/api/users/{username}/overview", response_model=Open, summary="A user's public page data")
 def overview(username: str, actor: ActorDep, platform: PlatformDep) -> dict[str, Any]:
     account = platform.accounts.find(username)
-    spaces = platform.spaces.list(actor, author=account.name, limit=1000)
+    spaces = platform.directory.list(actor, author=account.name, limit=1000)
     return {
         **_person(account),
         "user": account.name,

@@ -14,7 +14,8 @@ from spaces_platform.api.schemas import Created, CreateIn, DeleteIn, Done, Info,
 from spaces_platform.errors import Conflict, Invalid, NotFound, RepoNotFound
 from spaces_platform.models import Space
 from spaces_platform.names import public_id
-from spaces_platform.spaces import NewSpace, Setting
+from spaces_platform.space_settings import Setting
+from spaces_platform.spaces import NewSpace
 
 router = APIRouter(tags=["spaces"])
 
@@ -72,7 +73,7 @@ def _named(platform: Any, full: str, actor: Actor) -> Space:
     owner, slash, name = full.partition("/")
     if not slash or "/" in name:
         raise Invalid(f"{full!r} is not of the form owner/name.")
-    found = platform.spaces.find(owner, name, actor)
+    found = platform.directory.find(owner, name, actor)
     if not isinstance(found, Space):
         raise RepoNotFound()
     return found
@@ -142,7 +143,7 @@ def list_spaces(
 ) -> list[dict[str, Any]]:
     sdks = [f.removeprefix("sdk:") for f in filter]
     column = "created_at" if sort == "createdAt" else "modified_at"
-    found = platform.spaces.list(
+    found = platform.directory.list(
         actor, search=search, author=author, sdk=sdks, sort=column, limit=limit + 1, offset=skip
     )
     if len(found) > limit:
@@ -163,7 +164,7 @@ def semantic_search(
     sdk: Annotated[list[str], Query(max_length=10)] = [],  # noqa: B006
 ) -> list[dict[str, Any]]:
     words = q.split()[:8]
-    found = platform.spaces.list(actor, search=words[0] if words else None, sdk=sdk, limit=200)
+    found = platform.directory.list(actor, search=words[0] if words else None, sdk=sdk, limit=200)
     rows = [s for s in found if all(w.lower() in _text(s) for w in words)][:50]
     return [
         {
@@ -193,7 +194,7 @@ def _text(space: Space) -> str:
     "/api/spaces/by-subdomain/{subdomain}", response_model=Info, summary="A Space by the first label of its host"
 )
 def by_subdomain(subdomain: str, actor: ActorDep, platform: PlatformDep) -> dict[str, Any]:
-    space = platform.spaces.by_label(subdomain, actor)
+    space = platform.directory.by_label(subdomain, actor)
     return views.info(views.load_one(platform, space), access(actor, space), platform.settings)
 
 

@@ -24,7 +24,7 @@ from spaces_platform.api.signing import SECONDS, sign
 from spaces_platform.errors import Invalid
 from spaces_platform.hardware import Flavor
 from spaces_platform.models import Secret, Space, Variable
-from spaces_platform.spaces import Setting
+from spaces_platform.space_settings import Setting
 
 router = APIRouter(tags=["runtime"])
 AT = "/api/spaces/{owner}/{name}"
@@ -110,22 +110,23 @@ def pause(space: WritableSpace, actor: ActorDep, platform: PlatformDep) -> dict[
 
 @router.post(AT + "/hardware", response_model=Runtime, summary="Ask for hardware")
 def set_hardware(body: HardwareIn, space: WritableSpace, actor: ActorDep, platform: PlatformDep) -> dict[str, Any]:
-    return _runtime(platform, platform.spaces.set_hardware(space, actor, body.flavor, body.sleepTimeSeconds), actor)
+    changed = platform.space_settings.set_hardware(space, actor, body.flavor, body.sleepTimeSeconds)
+    return _runtime(platform, changed, actor)
 
 
 @router.post(AT + "/storage", response_model=Runtime, summary="Ask for a persistent volume; a larger one grows it")
 def request_storage(body: StorageIn, space: WritableSpace, actor: ActorDep, platform: PlatformDep) -> dict[str, Any]:
-    return _runtime(platform, platform.spaces.set_storage(space, actor, body.tier), actor)
+    return _runtime(platform, platform.space_settings.set_storage(space, actor, body.tier), actor)
 
 
 @router.delete(AT + "/storage", response_model=Runtime, summary="Remove the volume, all data and snapshots in it")
 def delete_storage(space: OwnSpace, actor: ActorDep, platform: PlatformDep) -> dict[str, Any]:
-    return _runtime(platform, platform.spaces.delete_storage(space, actor), actor)
+    return _runtime(platform, platform.space_settings.delete_storage(space, actor), actor)
 
 
 @router.post(AT + "/sleeptime", response_model=Runtime, summary="Seconds without visitors until it sleeps; -1: never")
 def set_sleep_time(body: SleepTimeIn, space: WritableSpace, actor: ActorDep, platform: PlatformDep) -> dict[str, Any]:
-    return _runtime(platform, platform.spaces.set_sleep_after(space, actor, body.seconds), actor)
+    return _runtime(platform, platform.space_settings.set_sleep_after(space, actor, body.seconds), actor)
 
 
 @router.post(AT + "/dev-mode", response_model=Runtime, summary="Not available here")
@@ -142,7 +143,7 @@ def _variables(platform: Any, space: Space) -> dict[str, Any]:
             "description": v.description or None,
             "updatedAt": views.stamp(v.updated_at),
         }
-        for v in platform.spaces.variables(space)
+        for v in platform.space_settings.variables(space)
     }
 
 
@@ -153,7 +154,7 @@ def variables(space: WritableSpace, platform: PlatformDep) -> dict[str, Any]:
 
 @router.post(AT + "/variables", response_model=dict[str, Open], summary="Set a variable; restarts the app")
 def set_variable(body: SettingIn, space: WritableSpace, actor: ActorDep, platform: PlatformDep) -> dict[str, Any]:
-    platform.spaces.set_variables(space, actor, [Setting(body.key, body.value, body.description or "")])
+    platform.space_settings.set_variables(space, actor, [Setting(body.key, body.value, body.description or "")])
     return _variables(platform, space)
 
 
@@ -161,7 +162,7 @@ def set_variable(body: SettingIn, space: WritableSpace, actor: ActorDep, platfor
     AT + "/variables", response_model=dict[str, Open], summary="Delete a variable; deleting the absent is success"
 )
 def delete_variable(body: KeyIn, space: WritableSpace, actor: ActorDep, platform: PlatformDep) -> dict[str, Any]:
-    platform.spaces.delete_setting(space, actor, Variable, body.key)
+    platform.space_settings.delete_setting(space, actor, Variable, body.key)
     return _variables(platform, space)
 
 
@@ -169,19 +170,19 @@ def delete_variable(body: KeyIn, space: WritableSpace, actor: ActorDep, platform
 def secrets(space: WritableSpace, actor: ActorDep, platform: PlatformDep) -> dict[str, Any]:
     return {
         s.key: {"key": s.key, "description": s.description or None, "updatedAt": views.stamp(s.updated_at)}
-        for s in platform.spaces.secrets(space, actor)
+        for s in platform.space_settings.secrets(space, actor)
     }
 
 
 @router.post(AT + "/secrets", response_model=Done, summary="Set a secret; restarts the app")
 def set_secret(body: SettingIn, space: WritableSpace, actor: ActorDep, platform: PlatformDep) -> dict[str, Any]:
-    platform.spaces.set_secrets(space, actor, [Setting(body.key, body.value, body.description or "")])
+    platform.space_settings.set_secrets(space, actor, [Setting(body.key, body.value, body.description or "")])
     return {}
 
 
 @router.delete(AT + "/secrets", response_model=Done, summary="Delete a secret; deleting the absent is success")
 def delete_secret(body: KeyIn, space: WritableSpace, actor: ActorDep, platform: PlatformDep) -> dict[str, Any]:
-    platform.spaces.delete_setting(space, actor, Secret, body.key)
+    platform.space_settings.delete_setting(space, actor, Secret, body.key)
     return {}
 
 

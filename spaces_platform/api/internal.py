@@ -205,7 +205,7 @@ async def activity(body: ActivityIn, platform: PlatformDep) -> dict[str, Any]:
 def authorize(body: CredentialIn, platform: PlatformDep) -> dict[str, Any]:
     try:
         actor = _actor(platform, body)
-        return {"allow": access(actor, platform.spaces.by_id(body.space)) >= Access.READ}
+        return {"allow": access(actor, platform.directory.by_id(body.space)) >= Access.READ}
     except Unavailable:
         raise
     except PlatformError:
@@ -214,7 +214,7 @@ def authorize(body: CredentialIn, platform: PlatformDep) -> dict[str, Any]:
 
 @router.post("/exchange")
 def exchange(body: CredentialIn, platform: PlatformDep) -> dict[str, Any]:
-    space = platform.spaces.by_id(body.space)
+    space = platform.directory.by_id(body.space)
     if body.code is not None:
         session = platform.accounts.exchange_code(body.code, space_id=body.space)
         actor = platform.accounts.actor_of_session(session, space_id=body.space)

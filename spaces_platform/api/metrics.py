@@ -18,7 +18,7 @@ from sqlmodel import col, func, select
 from spaces_platform.models import Build, Event, Space
 
 if TYPE_CHECKING:
-    from spaces_platform.wiring import Platform
+    from spaces_platform.platform import Platform
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _PAGE = 2000

@@ -121,5 +121,5 @@ def _page(lines: Sequence[LogLine], done: bool) -> dict[str, Any]:
 def history(space: WritableSpace, platform: PlatformDep) -> list[dict[str, Any]]:
     return [
         {"id": e.id, "at": e.at, "kind": e.kind, "actor": e.actor, "data": e.data}
-        for e in platform.spaces.events(space, 200)
+        for e in platform.directory.events(space, 200)
     ]

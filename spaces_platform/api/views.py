@@ -21,7 +21,7 @@ from spaces_platform.routing import progress_of
 from spaces_platform.settings import Settings
 
 if TYPE_CHECKING:
-    from spaces_platform.wiring import Platform
+    from spaces_platform.platform import Platform
 
 ERROR_STAGES = frozenset({"NO_APP_FILE", "CONFIG_ERROR", "BUILD_ERROR", "RUNTIME_ERROR"})
 """Stages in which clients refuse to talk to the app (gradio_client raises ValueError)."""

@@ -17,7 +17,7 @@ from spaces_platform.web.site import Call
 from spaces_platform.web.views import SpaceView, Views
 
 if TYPE_CHECKING:
-    from spaces_platform.wiring import Platform
+    from spaces_platform.platform import Platform
 
 HEADS = "refs/heads/"
 TAGS = "refs/tags/"
@@ -40,7 +40,7 @@ class Lookup:
     def space(self, call: Call, needed: Access = Access.READ) -> SpaceView | Response:
         """The Space, or a redirect to its present name. Raises RepoNotFound, Unauthenticated, Forbidden."""
         owner, name = call.path("owner"), call.path("name")
-        space = self.platform.spaces.find(owner, name, call.actor, needed)
+        space = self.platform.directory.find(owner, name, call.actor, needed)
         if (space.owner, space.name) != (owner, name) and call.request.method in ("GET", "HEAD"):
             return self._moved(call, space)
         return self.views.space(space, call.actor)

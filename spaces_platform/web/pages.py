@@ -19,7 +19,7 @@ from spaces_platform.web.site import Call, Site, redirect, render_error, static_
 from spaces_platform.web.views import STAGE_CHOICES, Views
 
 if TYPE_CHECKING:
-    from spaces_platform.wiring import Platform
+    from spaces_platform.platform import Platform
 
 __all__ = ["make_router", "render_error", "wants_html"]
 

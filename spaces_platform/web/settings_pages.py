@@ -10,7 +10,8 @@ from fastapi import Response
 from spaces_platform.accounts import Access
 from spaces_platform.errors import Invalid, PlatformError, Unauthenticated
 from spaces_platform.models import Secret, Variable
-from spaces_platform.spaces import NEVER, VISIBILITIES, Setting
+from spaces_platform.space_settings import NEVER, Setting
+from spaces_platform.spaces import VISIBILITIES
 from spaces_platform.web.lookup import Lookup
 from spaces_platform.web.site import Call, Site, redirect
 from spaces_platform.web.views import SpaceView
@@ -23,7 +24,8 @@ Act = Callable[[Call, SpaceView], str]
 
 class SettingsPages:
     def __init__(self, site: Site, lookup: Lookup) -> None:
-        self.site, self.lookup, self.spaces = site, lookup, site.platform.spaces
+        self.site, self.lookup = site, lookup
+        self.spaces, self.space_settings = site.platform.spaces, site.platform.space_settings
 
     def add(self) -> None:
         base = "/spaces/{owner}/{name}"
@@ -66,7 +68,8 @@ class SettingsPages:
     def _page(self, call: Call, found: SpaceView, *, error: str = "", status: int = 200) -> Response:
         return self.site.page(
             call, "settings.html", status=status, space=found, tab="settings", error=error,
-            variables=self.spaces.variables(found.row), secrets=self.spaces.secrets(found.row, call.actor),
+            variables=self.space_settings.variables(found.row),
+            secrets=self.space_settings.secrets(found.row, call.actor),
             sleep_choices=SLEEP_CHOICES, visibilities=VISIBILITIES,
             default_sleep=self.site.platform.settings.sleep_after,
         )  # fmt: skip
@@ -90,26 +93,26 @@ class SettingsPages:
 
     # --- settings ----------------------------------------------------------------------------------------------------
     def set_variable(self, call: Call, found: SpaceView) -> str:
-        self.spaces.set_variables(found.row, call.actor, [_setting(call)])
+        self.space_settings.set_variables(found.row, call.actor, [_setting(call)])
         return f"{found.path}/settings?done=variable"
 
     def set_secret(self, call: Call, found: SpaceView) -> str:
-        self.spaces.set_secrets(found.row, call.actor, [_setting(call)])
+        self.space_settings.set_secrets(found.row, call.actor, [_setting(call)])
         return f"{found.path}/settings?done=secret"
 
     def delete_variable(self, call: Call, found: SpaceView) -> str:
-        self.spaces.delete_setting(found.row, call.actor, Variable, call.form.get("key", ""))
+        self.space_settings.delete_setting(found.row, call.actor, Variable, call.form.get("key", ""))
         return f"{found.path}/settings?done=removed"
 
     def delete_secret(self, call: Call, found: SpaceView) -> str:
-        self.spaces.delete_setting(found.row, call.actor, Secret, call.form.get("key", ""))
+        self.space_settings.delete_setting(found.row, call.actor, Secret, call.form.get("key", ""))
         return f"{found.path}/settings?done=removed"
 
     def sleep_after(self, call: Call, found: SpaceView) -> str:
         text = call.form.get("seconds", "")
         if text not in {str(choice) for choice in (*SLEEP_CHOICES, found.row.sleep_after)}:
             raise Invalid("Choose one of the listed times.")
-        self.spaces.set_sleep_after(found.row, call.actor, int(text))
+        self.space_settings.set_sleep_after(found.row, call.actor, int(text))
         return f"{found.path}/settings?done=sleep"
 
     def visibility(self, call: Call, found: SpaceView) -> str:

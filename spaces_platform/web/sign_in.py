@@ -82,14 +82,14 @@ class SignInPages:
         following = local_path(call.query("next") or "/")
         try:
             if call.query("host"):
-                space = self.platform.spaces.by_host(call.query("host"), call.actor)
+                space = self.platform.directory.by_host(call.query("host"), call.actor)
             else:
-                space = self.platform.spaces.find(owner, name, call.actor)
+                space = self.platform.directory.find(owner, name, call.actor)
         except RepoNotFound:
             if call.actor.is_anonymous:
                 raise Unauthenticated("Sign in to open this app.") from None
             raise
-        host = self.platform.spaces.hosts(space.id or 0).get("primary")
+        host = self.platform.directory.hosts(space.id or 0).get("primary")
         if host is None:
             raise RepoNotFound()
         app = self.platform.settings.app_url(host)

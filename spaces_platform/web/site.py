@@ -27,7 +27,7 @@ from spaces_platform.errors import Forbidden, Invalid, PlatformError, TooLarge, 
 from spaces_platform.web import words
 
 if TYPE_CHECKING:
-    from spaces_platform.wiring import Platform
+    from spaces_platform.platform import Platform
 
 log = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from spaces_platform.models import Build, Deployment, Space
 from spaces_platform.web import words
 
 if TYPE_CHECKING:
-    from spaces_platform.wiring import Platform
+    from spaces_platform.platform import Platform
 
 PHASES = {
     "queued": "Waiting in line",
@@ -209,7 +209,7 @@ class Views:
         deployments = platform.deployments.of(space.id or 0)
         starting = next((d for d in deployments if d.status == "STARTING"), None)
         mine = access(actor, space)
-        hosts = platform.spaces.hosts(space.id or 0)
+        hosts = platform.directory.hosts(space.id or 0)
         took: Mapping[str, float] = {}
         tail: Sequence[str] = ()
         position = None
@@ -250,11 +250,11 @@ class Views:
         wanted = _STAGE_FILTER.get(stage)
         arguments: dict[str, Any] = {"search": search or None, "author": owner or None, "sdk": (sdk,) if sdk else ()}
         if wanted is None:
-            found = list(self.platform.spaces.list(actor, limit=PAGE + 1, offset=(page - 1) * PAGE, **arguments))
+            found = list(self.platform.directory.list(actor, limit=PAGE + 1, offset=(page - 1) * PAGE, **arguments))
             return found[:PAGE], len(found) > PAGE
         matching: list[Space] = []
         for offset in range(0, SCAN, SCAN_STEP):
-            batch = self.platform.spaces.list(actor, limit=SCAN_STEP, offset=offset, **arguments)
+            batch = self.platform.directory.list(actor, limit=SCAN_STEP, offset=offset, **arguments)
             matching += [s for s in batch if s.stage in wanted]
             if len(batch) < SCAN_STEP or len(matching) > page * PAGE:
                 break

@@ -36,6 +36,9 @@ from spaces_platform.quotas import Quotas
 from spaces_platform.routing import RouteFeed, Routes
 from spaces_platform.secrets import Vault
 from spaces_platform.settings import Settings
+from spaces_platform.space_directory import SpaceDirectory
+from spaces_platform.space_settings import SpaceSettings
+from spaces_platform.space_writes import SpaceWrites
 from spaces_platform.spaces import NewSpace, Spaces
 from spaces_platform.storage import Storage
 from spaces_platform.store import Store
@@ -119,6 +122,8 @@ class World:
     routes: Routes
     accounts: Accounts
     spaces: Spaces
+    directory: SpaceDirectory
+    space_settings: SpaceSettings
     builds: Builds
     deployments: StoredDeployments
     domains: Domains
@@ -188,7 +193,9 @@ def make_world(data: Path, template: Path | None = None, volumes: Volumes | None
     accounts._hasher = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
     hardware = Hardware(settings, Machine(2.0, 4 << 30), parse_gpus(settings.gpus))
     storage = Storage(settings, volumes)
-    spaces = Spaces(store, clock, repos, queue, vault, settings, feed, hardware, storage)
+    writes = SpaceWrites(store, clock, queue, feed)
+    space_settings = SpaceSettings(store, clock, writes, vault, hardware, storage)
+    spaces = Spaces(store, clock, repos, queue, settings, storage, writes, space_settings)
     files = BuildFiles(data / "builds")
     inputs = partial(
         build_inputs.gather, store, vault, lambda space, _secrets: SpaceHub(OwnHub(store, repos, space.owner_id), None)
@@ -196,7 +203,8 @@ def make_world(data: Path, template: Path | None = None, volumes: Volumes | None
     builds = Builds(store, clock, repos, None, logs, queue, feed, 2, inputs, files)  # type: ignore[arg-type]
     return World(
         settings, clock, store, vault, repos, logs, queue, feed, Traffic(), Routes(store, settings), accounts, spaces,
-        builds, StoredDeployments(store, logs), Domains(store, clock, settings, feed, NoRecords()),
+        SpaceDirectory(store, settings), space_settings, builds, StoredDeployments(store, logs),
+        Domains(store, clock, settings, feed, NoRecords()),
         hardware, Gpus(store, clock, queue, hardware, settings), Quotas(store, clock, queue, settings),
         SpaceVolumes(store, clock, storage, lambda: 1 << 40, 0),
     )  # fmt: skip
@@ -282,7 +290,7 @@ def served(world: World) -> Iterator[Served]:
     port = listener.getsockname()[1]
     # Apps get the addresses of the port that clients use.
     world.settings = dataclasses.replace(world.settings, port=port)
-    world.spaces.settings = world.settings
+    world.spaces.settings = world.directory.settings = world.settings
     app = create_app(world)  # type: ignore[arg-type]
     server = Server(uvicorn.Config(app, log_level="warning", lifespan="off", timeout_graceful_shutdown=2))
     thread = threading.Thread(target=server.run, args=([listener],), daemon=True)

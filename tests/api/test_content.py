@@ -46,7 +46,7 @@ def test_a_commit_is_stored_and_starts_a_build(call: Caller, world: World) -> No
     assert answer.status_code == 200, answer.text
     oid = answer.json()["commitOid"]
     assert answer.json()["commitUrl"] == f"http://localhost:7860/spaces/alice/app/commit/{oid}"
-    row = world.spaces.by_id(space.id or 0)
+    row = world.directory.by_id(space.id or 0)
     assert (row.head, row.stage) == (oid, "BUILDING")
     log = call("GET", f"{AT}/commits/main").json()
     assert (log[0]["id"], log[0]["title"], log[0]["message"]) == (oid, "Add app", "With care.")
@@ -195,7 +195,7 @@ def test_branches_and_tags(call: Caller, world: World) -> None:
     again = call("POST", f"{AT}/branch/feat%2Fx")
     assert (again.status_code, again.json()["error"]) == (409, "Reference refs/heads/feat/x already exists")
     assert commit(call, header(), file("b", b"2"), rev="feat%2Fx").status_code == 200
-    assert world.spaces.find("alice", "app", world.actor("alice")).head == oid
+    assert world.directory.find("alice", "app", world.actor("alice")).head == oid
     assert [e["path"] for e in call("GET", f"{AT}/tree/feat%2Fx").json()] == ["a", "b"]
     assert call("POST", f"{AT}/tag/main", json={"tag": "v1"}).status_code == 200
     assert call("POST", f"{AT}/tag/{oid[:8]}", json={"tag": "v1"}).status_code == 409

@@ -45,7 +45,7 @@ def test_a_push_creates_deploys_and_says_where(served: Served, work: Path) -> No
     said = git(work, "push", remote(served, "alice", "alice/New_App"), "main")
     assert f"remote: Watch  {served.world.settings.url}/spaces/alice/New_App" in said
     assert "remote: App    http://alice-new-app.localhost:" in said
-    space = served.world.spaces.find("alice", "New_App", served.world.actor("alice"))
+    space = served.world.directory.find("alice", "New_App", served.world.actor("alice"))
     assert space.head == git(work, "rev-parse", "HEAD").strip()
     assert space.stage == "BUILDING"
     assert space.visibility == "public"
@@ -83,14 +83,14 @@ def test_strangers_are_kept_out(served: Served, work: Path) -> None:
     ]:
         assert text in git(work, *argv, ok=False)
     assert "refs/heads" not in git(work, "ls-remote", f"{served.url}/spaces/alice/open")
-    assert [s.name for s in served.world.spaces.list(served.world.actor("alice"))] == ["open", "app"]
+    assert [s.name for s in served.world.directory.list(served.world.actor("alice"))] == ["open", "app"]
 
 
 def test_a_push_names_what_keeps_it_from_deploying(served: Served, work: Path) -> None:
     url = remote(served, "alice", "alice/app")
     said = git(work, "push", url, "main:draft")
     assert "Only main deploys: git push origin draft:main" in said
-    assert served.world.spaces.find("alice", "app", served.world.actor("alice"), Access.WRITE).head is None
+    assert served.world.directory.find("alice", "app", served.world.actor("alice"), Access.WRITE).head is None
     (work / "README.md").write_text("---\nsdk: rails\napp_file: 3\n---\n")
     git(work, "commit", "-qam", "bad")
     said = git(work, "push", url, "main")
@@ -108,7 +108,7 @@ def test_a_renamed_space_is_followed(served: Served, work: Path) -> None:
     space = served.world.space("alice/old")
     served.world.spaces.rename(space, served.world.actor("alice"), "alice", "new")
     git(work, "push", remote(served, "alice", "alice/old"), "main")
-    assert served.world.spaces.find("alice", "new", served.world.actor("alice")).head is not None
+    assert served.world.directory.find("alice", "new", served.world.actor("alice")).head is not None
 
 
 def test_a_full_disk_refuses_pushes_and_not_fetches(served: Served, work: Path) -> None:

@@ -115,7 +115,7 @@ def test_the_command_line_does_the_same(
     monkeypatch.setenv("SPACES_TOKEN", world.tokens["admin"])
     assert "t4-medium" in spaces(capsys, "hardware", "list")
     assert "t4-small" in spaces(capsys, "hardware", "set", "alice/app", "t4-small")
-    assert world.spaces.by_id(space.id or 0).hardware == "t4-small"
+    assert world.directory.by_id(space.id or 0).hardware == "t4-small"
     gpus = spaces(capsys, "hardware", "gpus")
     assert "alice/app" in gpus
     assert "GPU-a" in gpus

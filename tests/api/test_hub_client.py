@@ -185,9 +185,9 @@ def test_hf_upload_ignores_binaries_nothing_and_skips_what_is_there(served: Serv
     for _ in range(2):
         done = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, done.stderr
-        heads.append(served.world.spaces.find("alice", "up", served.world.actor("alice")).head)
+        heads.append(served.world.directory.find("alice", "up", served.world.actor("alice")).head)
     assert heads[0] == heads[1]
-    tree = served.world.spaces.repo(served.world.spaces.find("alice", "up", served.world.actor("alice"))).tree(
+    tree = served.world.spaces.repo(served.world.directory.find("alice", "up", served.world.actor("alice"))).tree(
         heads[0] or ""
     )
     paths = {e.path for e in tree.entries()}

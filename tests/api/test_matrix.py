@@ -75,7 +75,7 @@ def test_nobody_gets_an_undocumented_answer(call: Caller, world: World, visibili
 
 def test_a_read_token_changes_nothing(call: Caller, world: World) -> None:
     space = world.space()
-    before = world.spaces.by_id(space.id or 0)
+    before = world.directory.by_id(space.id or 0)
     cases: list[tuple[str, str, dict[str, object] | None]] = [
         ("POST", "restart", None), ("POST", "pause", None), ("POST", "hardware", {"flavor": "cpu-basic"}),
         ("POST", "storage", {"tier": "small"}), ("DELETE", "storage", None),
@@ -92,5 +92,5 @@ def test_a_read_token_changes_nothing(call: Caller, world: World) -> None:
             answer = call(method, f"/api/spaces/alice/app/{path}", who=who, json=body)
             assert answer.status_code == 403, (who, method, path)
             assert answer.headers["x-error-message"]
-    after = world.spaces.by_id(space.id or 0)
+    after = world.directory.by_id(space.id or 0)
     assert (after.generation, after.desired, after.visibility) == (before.generation, before.desired, before.visibility)

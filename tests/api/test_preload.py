@@ -26,7 +26,7 @@ from spaces_platform.adapters.http_hub import HttpHub
 from spaces_platform.hub import OwnHub, SpaceHub
 from spaces_platform.models import Build, Space
 from spaces_platform.ports import FileChange
-from spaces_platform.spaces import Setting
+from spaces_platform.space_settings import Setting
 from tests.api.conftest import Served, World
 from tests.builders.conftest import Log
 
@@ -39,7 +39,7 @@ def with_files(world: World, name: str = "alice/model", files: Mapping[str, byte
     space = world.space(name, **given)
     changes = [FileChange(path, content) for path, content in files.items()]
     world.spaces.commit(space, world.actor("admin"), changes, message="files", parent=None)
-    return world.spaces.by_id(space.id or 0)
+    return world.directory.by_id(space.id or 0)
 
 
 def hub_for(world: World, owner: str) -> OwnHub:
@@ -87,7 +87,7 @@ def test_files_are_found_by_huggingface_hub(hub: Hub, served: Served, tmp_path: 
 def test_named_files_of_a_commit_are_all_that_is_fetched(hub: Hub, served: Served, tmp_path: Path) -> None:
     world = served.world
     old = with_files(world).head
-    with_new = world.spaces.by_label("alice-model", PLATFORM)
+    with_new = world.directory.by_label("alice-model", PLATFORM)
     world.spaces.commit(with_new, world.actor("admin"), [FileChange("config.json", b"new")], message="new", parent=None)
     fetched([f"spaces/alice/model config.json,onnx/empty {old}"], hub, tmp_path / "hub")
     folder = tmp_path / "hub" / "spaces--alice--model"
@@ -146,7 +146,7 @@ def test_a_build_is_given_the_hub_of_its_spaces_owner(world: World) -> None:
         return SpaceHub(OwnHub(world.store, world.repos, space.owner_id), None)
 
     space = world.space("alice/app")
-    world.spaces.set_secrets(space, world.actor("alice"), [Setting("HF_TOKEN", "hf_x")])
+    world.space_settings.set_secrets(space, world.actor("alice"), [Setting("HF_TOKEN", "hf_x")])
     build = Build(space_id=space.id or 0, commit="c", plan_id="p", plan={}, generation=1)
     assert build_inputs.gather(world.store, world.vault, hubs, build).hub is not None
     assert given == [(space.owner_id, {"HF_TOKEN": "hf_x"})]
@@ -177,7 +177,7 @@ def test_equal_files_have_one_id_and_others_another(world: World) -> None:
     ]
     assert ids[0] == ids[1]
     assert len(set(ids)) == 3
-    space = world.spaces.by_label("alice-model", PLATFORM)
+    space = world.directory.by_label("alice-model", PLATFORM)
     world.spaces.commit(space, world.actor("admin"), [FileChange("new", b"n")], message="new", parent=None)
     assert layer_of(["spaces/alice/model config.json"], hub).id != ids[2]  # another commit, by which apps find it
 

@@ -189,7 +189,7 @@ def test_what_a_failed_creation_left_is_nobody_elses(
         raise Unavailable("the database went away")
 
     with monkeypatch.context() as broken:
-        broken.setattr(world.spaces, "_save", away)
+        broken.setattr(world.spaces.writes, "save", away)
         with pytest.raises(Unavailable):
             world.space("alice/app", files={"private.txt": b"of alice"})
     assert len(list((world.settings.data / "repos").rglob("HEAD"))) == 1

@@ -39,12 +39,12 @@ def test_an_app_is_reachable_once_a_gateway_leads_to_it(call: Caller, world: Wor
         return bool(call("GET", "/api/platform/spaces/alice/app").json()["reachable"])
 
     space = world.space()
-    version = (world.spaces.by_id(space.id or 0)).route_version
+    version = (world.directory.by_id(space.id or 0)).route_version
     world.traffic.report("g", version, [], world.clock.now().timestamp())
     assert not reachable(), "nothing serves"
     world.serve_space(space)
     assert not reachable(), "the gateway does not know yet"
-    version = world.spaces.by_id(space.id or 0).route_version
+    version = world.directory.by_id(space.id or 0).route_version
     world.traffic.report("g", version, [], world.clock.now().timestamp())
     assert reachable()
 
@@ -120,9 +120,9 @@ def test_sleep_and_wake(call: Caller, world: World) -> None:
     space = world.space()
     assert call("POST", "/api/platform/spaces/alice/app/sleep", who="bob").status_code == 403
     assert call("POST", "/api/platform/spaces/alice/app/sleep").status_code == 200
-    assert world.spaces.by_id(space.id or 0).slept_at is not None
+    assert world.directory.by_id(space.id or 0).slept_at is not None
     assert call("POST", "/api/platform/spaces/alice/app/wake", who=None).status_code == 200
-    row = world.spaces.by_id(space.id or 0)
+    row = world.directory.by_id(space.id or 0)
     assert row.last_active_at > (row.slept_at or 0)
 
 

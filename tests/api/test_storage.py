@@ -34,7 +34,7 @@ def started(world: World, size: int = 1024 * MB) -> Space:
 
 
 def kinds(world: World, space: Space) -> list[str]:
-    return [event.kind for event in world.spaces.events(space)]
+    return [event.kind for event in world.directory.events(space)]
 
 
 def test_storage_is_asked_for_grows_and_does_not_shrink(call: Caller, world: World) -> None:
@@ -43,7 +43,7 @@ def test_storage_is_asked_for_grows_and_does_not_shrink(call: Caller, world: Wor
     for tier, generation in (("small", 2), ("small", 2), ("large", 3)):
         answer = call("POST", f"{AT}/storage", json={"tier": tier})
         assert (answer.status_code, answer.json()["storage"]) == (200, tier)
-        assert world.spaces.by_id(space.id or 0).generation == generation
+        assert world.directory.by_id(space.id or 0).generation == generation
     refused = call("POST", f"{AT}/storage", json={"tier": "small"})
     assert refused.status_code == 400
     assert "never shrinks" in refused.json()["error"]
@@ -59,11 +59,11 @@ def test_deleted_storage_goes_and_may_be_asked_for_anew(call: Caller, world: Wor
     space = started(world)
     call("POST", f"{AT}/storage", json={"tier": "large"})
     assert call("DELETE", f"{AT}/storage").json()["storage"] is None
-    row = world.spaces.by_id(space.id or 0)
+    row = world.directory.by_id(space.id or 0)
     assert row.drops_volume
     assert call("GET", VOLUME).json()["removing"] is True
     assert call("POST", f"{AT}/storage", json={"tier": "small"}).json()["storage"] == "small"
-    assert world.spaces.by_id(space.id or 0).drops_volume, "what was to be deleted is kept"
+    assert world.directory.by_id(space.id or 0).drops_volume, "what was to be deleted is kept"
     world.volumes.remove(space.id or 0)
     world.volumes.remove(space.id or 0)
     assert call("GET", VOLUME).json()["sizeBytes"] is None
@@ -163,12 +163,12 @@ def test_a_new_space_may_ask_for_storage_and_begins_without_anybodys_data(call: 
                 json={"name": "app", "type": "space", "sdk": "gradio", "storageTier": "medium"})  # fmt: skip
     assert made.status_code == 200
     assert call("GET", f"{AT}/runtime").json()["storage"] == "medium"
-    assert fake(world).use(world.spaces.find("alice", "app", world.actor("alice")).id or 0) is None
+    assert fake(world).use(world.directory.find("alice", "app", world.actor("alice")).id or 0) is None
     refused = call("POST", "/api/repos/create",
                    json={"name": "two", "type": "space", "sdk": "gradio", "storageTier": "huge"})  # fmt: skip
     assert refused.status_code == 400
     with pytest.raises(RepoNotFound):
-        world.spaces.find("alice", "two", world.actor("alice"))
+        world.directory.find("alice", "two", world.actor("alice"))
 
 
 def test_apps_as_processes_have_no_storage_and_are_told(tmp_path: Path, peopled: tuple[Path, dict[str, str]]) -> None:
@@ -223,7 +223,7 @@ def test_the_command_line_does_the_same(
     assert "spaces restart alice/app" in spaces(capsys, "volume", "restore", "alice/app", name, "--yes")
     assert fake(world).volumes[space.id or 0].data == {"word": "kept"}
     assert "cannot be undone" in spaces(capsys, "volume", "delete", "alice/app", code=2)
-    assert not world.spaces.by_id(space.id or 0).drops_volume
+    assert not world.directory.by_id(space.id or 0).drops_volume
     assert json.loads(spaces(capsys, "volume", "delete", "alice/app", "--yes", "--json"))["storage"] is None
     assert "being deleted" in spaces(capsys, "volume", "show", "alice/app")
     assert "There is no Space alice/none" in spaces(capsys, "volume", "show", "alice/none", code=4)

@@ -11,7 +11,7 @@ from benchmarks.__main__ import MEASUREMENTS, Measurement, as_they_are, gateway_
 from benchmarks._seed import seed
 from benchmarks.deploys import Pairs
 from spaces_platform.settings import Settings
-from spaces_platform.wiring import build_platform
+from spaces_platform.wiring.assembly import build_platform
 
 GOOD: dict[str, Any] = {
     "nginx": "1.22",

@@ -23,7 +23,7 @@ from sqlmodel import select
 import runtime_images
 from builders.types import NO_INPUTS, Artifact, BuildCancelled, BuildInputs, BuildLog, BuildPlan, Phase, SourceTree
 from spaces_platform import builds as rules
-from spaces_platform import wiring, worker
+from spaces_platform import worker
 from spaces_platform.accounts import Actor
 from spaces_platform.adapters.celery_app import CeleryConfig
 from spaces_platform.adapters.file_logs import FileLogStore
@@ -31,12 +31,15 @@ from spaces_platform.adapters.git import GitRepoStore
 from spaces_platform.builds import LEASE_SECONDS
 from spaces_platform.clock import SystemClock
 from spaces_platform.models import Build, Event, Space
+from spaces_platform.platform import Platform, Worker
 from spaces_platform.ports import FileChange, Isolation
 from spaces_platform.reconciler import Planner
 from spaces_platform.secrets import Vault
 from spaces_platform.settings import Settings
 from spaces_platform.spaces import NewSpace
 from spaces_platform.store import Store
+from spaces_platform.wiring import choices
+from spaces_platform.wiring.assembly import assemble, assemble_worker, hear
 from tests.fakes.orchestrator import FakeOrchestrator, Script
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -114,9 +117,9 @@ def settings_of(data: Path, redis: str, **more: Any) -> Settings:
     return Settings.load({}, data=data, queue="celery", redis=redis, disk_floor_mb=0, **more)
 
 
-def make_worker(settings: Settings) -> wiring.Worker:
+def make_worker(settings: Settings) -> Worker:
     clock = SystemClock()
-    return wiring.assemble_worker(
+    return assemble_worker(
         settings, clock=clock, store=Store(settings.database_url), vault=Vault.load(settings.data / "keys"),
         repos=GitRepoStore(settings.data / "repos"),
         builder=TimedBuilder(settings.data / "built"), logs=FileLogStore(settings.data / "logs", clock),
@@ -136,17 +139,17 @@ class Farm:
         self.platform = self.control()
         self.actor: Actor = self.platform.accounts.actor_of_token((data / "admin.token").read_text().strip())
 
-    def control(self) -> wiring.Platform:
+    def control(self) -> Platform:
         """A started control plane."""
         settings = self.settings
-        queue, hints = wiring._queue(settings)
-        platform = wiring.assemble(
+        queue, hints = choices.queue(settings)
+        platform = assemble(
             settings, clock=self.clock, store=Store(settings.database_url), vault=Vault.load(settings.data / "keys"),
             repos=GitRepoStore(settings.data / "repos"), builder=self.builder, orchestrator=self.apps,
             logs=FileLogStore(settings.data / "logs", self.clock), queue=queue,
             planner=Planner(runtime_images.load(), lambda: ("3.11",)), isolation=Isolation("none", "fake apps"),
         )  # fmt: skip
-        wiring.hear(platform, hints)
+        hear(platform, hints)
         platform.start()
         return platform
 
@@ -171,7 +174,7 @@ class Farm:
 
     def push(self, space: Space, text: str, *, seconds: float = 0.0) -> None:
         changes = [FileChange("index.html", text.encode()), FileChange("SECONDS", str(seconds).encode())]
-        self.platform.spaces.commit(self.platform.spaces.by_id(space.id or 0), self.actor, changes, message=text)
+        self.platform.spaces.commit(self.platform.directory.by_id(space.id or 0), self.actor, changes, message=text)
 
     def running(self) -> list[Build]:
         return [build for build in self.builds() if build.status == "RUNNING"]

@@ -24,7 +24,7 @@ def farm(tmp_path: Path, redis_server: RedisServer) -> Iterator[Farm]:
 def test_a_push_is_built_by_a_worker_and_goes_live(farm: Farm) -> None:
     farm.work()
     space = farm.space("demo")
-    farm.until(lambda: farm.platform.spaces.by_id(space.id or 0).stage == "RUNNING")
+    farm.until(lambda: farm.platform.directory.by_id(space.id or 0).stage == "RUNNING")
     (build,) = farm.wait(1)
     assert build.status == "SUCCEEDED"
     assert farm.builder.notes("end") == {build.plan_id: 1}

@@ -168,14 +168,14 @@ def test_a_domain_leads_to_its_space_once_its_dns_says_so(place: Place) -> None:
     assert "shop.example.com" not in place.hosts(space)
     looked = place.domains.verify(space, alice, made.name)
     assert (looked.verified_at, "TXT record" in looked.problem) == (None, True)
-    before = world.spaces.by_id(space.id or 0).route_version
+    before = world.directory.by_id(space.id or 0).route_version
     place.prove(made)
     place.clock.go(3)
     verified = place.domains.verify(space, alice, made.name)
     assert (verified.verified_at, verified.problem) == (place.domains.now(), "")
     assert place.hosts(space) == ["alice-app.apps.example.org", "shop.example.com"]
-    assert world.spaces.by_id(space.id or 0).route_version > before, "gateways hear of it"
-    assert world.spaces.by_host("shop.example.com", alice).id == space.id
+    assert world.directory.by_id(space.id or 0).route_version > before, "gateways hear of it"
+    assert world.directory.by_host("shop.example.com", alice).id == space.id
 
 
 def test_a_removed_domain_ends_at_once(place: Place) -> None:
@@ -183,11 +183,11 @@ def test_a_removed_domain_ends_at_once(place: Place) -> None:
     made = place.domains.add(space, alice, "bücher.example")
     place.prove(made)
     place.domains.verify(space, alice, "bücher.example")
-    before = place.world.spaces.by_id(space.id or 0).route_version
+    before = place.world.directory.by_id(space.id or 0).route_version
     place.domains.remove(space, alice, "BÜCHER.example")
     assert place.hosts(space) == ["alice-app.apps.example.org"]
     assert place.row("xn--bcher-kva.example") is None
-    assert place.world.spaces.by_id(space.id or 0).route_version > before
+    assert place.world.directory.by_id(space.id or 0).route_version > before
     with pytest.raises(NotFound):
         place.domains.remove(space, alice, "bücher.example")
 

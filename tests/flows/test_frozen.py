@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from spaces_platform.frozen import Frozen, Memory, machine_memory, victims
 from spaces_platform.models import Deployment, Space
 from spaces_platform.ports import RunStatus, Task
-from spaces_platform.spaces import Setting
+from spaces_platform.space_settings import Setting
 from tests.fakes.orchestrator import Script
 from tests.flows.world import World
 
@@ -46,7 +46,7 @@ def starts(world: World) -> int:
 
 
 def kinds(world: World, space: Space) -> list[str]:
-    return [e.kind for e in reversed(world.platform.spaces.events(world.space(space)))]
+    return [e.kind for e in reversed(world.platform.directory.events(world.space(space)))]
 
 
 def test_idle_is_frozen_and_a_visit_thaws_it_in_one_pass(world: World) -> None:
@@ -109,9 +109,9 @@ def test_what_makes_it_stale_stops_it(world: World, change: str) -> None:
     spaces, row = world.platform.spaces, world.space(space)
     match change:
         case "secret":
-            spaces.set_secrets(row, world.actor, [Setting("TOKEN", "new")])
+            world.platform.space_settings.set_secrets(row, world.actor, [Setting("TOKEN", "new")])
         case "variable":
-            spaces.set_variables(row, world.actor, [Setting("MODE", "new")])
+            world.platform.space_settings.set_variables(row, world.actor, [Setting("MODE", "new")])
         case "restart":
             spaces.restart(row, world.actor)
         case "pause":
@@ -188,7 +188,7 @@ def test_running_is_not_said_of_what_could_not_be_thawed(world: World) -> None:
 
     def watched(space_id: int, *given: object, **more: object) -> None:
         write(space_id, *given, **more)  # type: ignore[arg-type]
-        row = world.platform.spaces.by_id(space_id)
+        row = world.platform.directory.by_id(space_id)
         seen.append((row.stage, row.routed))
 
     world.platform.reconciler._write_stage = watched  # type: ignore[method-assign]

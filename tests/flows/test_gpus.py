@@ -139,7 +139,7 @@ def test_a_push_to_the_holder_of_the_only_gpu_swaps_in_place(make: Callable[...,
         case "restart":
             world.platform.spaces.restart(world.space(space), world.actor)
         case "hardware":
-            world.platform.spaces.set_hardware(world.space(space), world.actor, "t4-medium")
+            world.platform.space_settings.set_hardware(world.space(space), world.actor, "t4-medium")
     world.apps._apps[old or 0].script = Script(ignores_stop=True)
     world.settle_some(6)
     row = world.space(space)
@@ -207,12 +207,12 @@ def test_hardware_can_be_left_and_asked_for_while_the_app_serves(make: Callable[
     world = make()
     space, other = create(world, "demo", "cpu-basic"), create(world, "other")
     world.settle()
-    world.platform.spaces.set_hardware(world.space(space), world.actor, "t4-small")
+    world.platform.space_settings.set_hardware(world.space(space), world.actor, "t4-small")
     world.settle()
     row = world.space(space)
     assert (row.stage, row.reason) == ("RUNNING_APP_STARTING", "gpu_busy")
     assert row.routed is not None, "the version on CPUs serves while it waits"
-    world.platform.spaces.set_hardware(world.space(other), world.actor, "cpu-basic")
+    world.platform.space_settings.set_hardware(world.space(other), world.actor, "cpu-basic")
     world.settle()
     assert leases(world) == {"GPU-a": world.space(space).routed}
     assert world.space(other).stage == "RUNNING"
@@ -230,7 +230,7 @@ def test_a_place_in_line_ends_with_the_wish(make: Callable[..., World]) -> None:
     world.settle()
     assert world.space(waits).gpu_queued_at is None
     assert "number 1" in world.space(last).message
-    world.platform.spaces.set_hardware(world.space(last), world.actor, "cpu-basic")
+    world.platform.space_settings.set_hardware(world.space(last), world.actor, "cpu-basic")
     world.settle()
     assert world.space(last).stage == "RUNNING"
     assert world.space(last).gpu_queued_at is None
@@ -246,7 +246,7 @@ def test_a_first_place_is_not_carried_to_other_hardware(make: Callable[..., Worl
     world.push(space, {"index.html": b"two"})
     world.settle_some(6)
     assert world.space(space).gpu_queued_at == FIRST
-    world.platform.spaces.set_hardware(world.space(space), world.actor, "l4x1")
+    world.platform.space_settings.set_hardware(world.space(space), world.actor, "l4x1")
     world.settle_some(6)
     assert world.space(space).gpu_queued_at != FIRST
     world.platform.spaces.pause(world.space(holder), world.actor)
@@ -422,7 +422,7 @@ def happen(world: World, rng: random.Random, spaces: list[Space]) -> None:
             world.platform.spaces.wake(space.id or 0)
         case "hardware":
             flavor = rng.choice(("cpu-basic", "t4-small", "t4-medium", "l4x1"))
-            world.platform.spaces.set_hardware(row, world.actor, flavor)
+            world.platform.space_settings.set_hardware(row, world.actor, flavor)
         case "crash":
             running = [id for id, seen in world.apps.observe().items() if seen.status is not RunStatus.EXITED]
             if running:
@@ -467,7 +467,7 @@ def test_random_histories_with_kills_never_share_a_gpu(make: Callable[..., World
         world.settle_some(20)
         world.apps.kill_due()
         check(world)
-    world.platform.spaces.set_hardware(world.space(spaces[0]), world.actor, "t4-small")
+    world.platform.space_settings.set_hardware(world.space(spaces[0]), world.actor, "t4-small")
     world.platform.spaces.restart(world.space(spaces[0]), world.actor)
     world.settle_some(40)
     world.apps.kill_due()

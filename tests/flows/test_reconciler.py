@@ -14,7 +14,7 @@ from spaces_platform.deployments import bind_note
 from spaces_platform.errors import DiskFull, RepoNotFound, Unavailable
 from spaces_platform.models import Build, Deployment, Event, Host, Secret, Space
 from spaces_platform.ports import DeploymentSpec, RunStatus, Task
-from spaces_platform.spaces import Setting
+from spaces_platform.space_settings import Setting
 from spaces_platform.traffic import SpaceTraffic
 from tests.fakes.orchestrator import Script
 from tests.flows.world import GATEWAY, World
@@ -44,7 +44,7 @@ def test_a_commit_becomes_an_app_with_a_route(world: World) -> None:
     entry = world.platform.routes.of([space.id or 0])[0]
     assert entry["hosts"][0] == "admin-demo.localhost"
     assert entry["hosts"][1].startswith("127.64.")
-    kinds = [e.kind for e in reversed(world.platform.spaces.events(world.space(space)))]
+    kinds = [e.kind for e in reversed(world.platform.directory.events(world.space(space)))]
     assert kinds.index("build.queued") < kinds.index("build.succeeded") < kinds.index("deployment.routed")
 
 
@@ -89,7 +89,7 @@ def test_the_new_version_is_routed_before_the_old_one_is_stopped(world: World) -
     world.settle()
     new = world.space(space).routed
     assert new != old
-    events = [(e.kind, e.data.get("deployment")) for e in reversed(world.platform.spaces.events(world.space(space)))]
+    events = [(e.kind, e.data.get("deployment")) for e in reversed(world.platform.directory.events(world.space(space)))]
     assert ("deployment.routed", new) in events
     assert ("stop", old) in world.apps.calls
     assert [d.status for d in world.platform.deployments.of(space.id or 0)] == ["READY", "GONE"]
@@ -142,7 +142,7 @@ def test_running_is_not_said_before_it_is_routed(world: World) -> None:
 
     def watched(space_id: int, decision: Any, facts: Any, **routed: int) -> None:
         write(space_id, decision, facts, **routed)
-        space = world.platform.spaces.by_id(space_id)
+        space = world.platform.directory.by_id(space_id)
         seen.append((space.stage, space.routed))
 
     world.platform.reconciler._write_stage = watched  # type: ignore[method-assign]
@@ -263,8 +263,8 @@ def test_pause_stops_and_a_visit_does_not_wake(world: World) -> None:
 
 def test_a_secret_reaches_the_app_and_nothing_else(world: World) -> None:
     space = world.create(files={"README.md": b"---\nsdk: gradio\n---\n", "app.py": b"print(1)"})
-    world.platform.spaces.set_secrets(world.space(space), world.actor, [Setting("TOKEN", "canary-9f8e7d")])
-    world.platform.spaces.set_variables(world.space(space), world.actor, [Setting("MODE", "fast")])
+    world.platform.space_settings.set_secrets(world.space(space), world.actor, [Setting("TOKEN", "canary-9f8e7d")])
+    world.platform.space_settings.set_variables(world.space(space), world.actor, [Setting("MODE", "fast")])
     world.settle()
     spec: DeploymentSpec = world.apps.specs[world.space(space).routed or 0]
     assert spec.env["TOKEN"] == "canary-9f8e7d"
@@ -279,8 +279,8 @@ def test_a_secret_reaches_the_app_and_nothing_else(world: World) -> None:
 
 def test_a_static_site_shows_its_variables_and_is_never_given_a_secret(world: World) -> None:
     space = world.create()
-    world.platform.spaces.set_secrets(world.space(space), world.actor, [Setting("TOKEN", "canary-9f8e7d")])
-    world.platform.spaces.set_variables(world.space(space), world.actor, [Setting("MODE", "fast")])
+    world.platform.space_settings.set_secrets(world.space(space), world.actor, [Setting("TOKEN", "canary-9f8e7d")])
+    world.platform.space_settings.set_variables(world.space(space), world.actor, [Setting("MODE", "fast")])
     world.settle()
     env = world.apps.specs[world.space(space).routed or 0].env
     assert env["SPACES_PUBLIC_VARIABLES"] == '{"MODE": "fast"}'
@@ -289,11 +289,11 @@ def test_a_static_site_shows_its_variables_and_is_never_given_a_secret(world: Wo
 
 def test_delete_leaves_nothing_but_the_log_and_its_names(world: World) -> None:
     space = world.create()
-    world.platform.spaces.set_secrets(world.space(space), world.actor, [Setting("TOKEN", "x")])
+    world.platform.space_settings.set_secrets(world.space(space), world.actor, [Setting("TOKEN", "x")])
     world.settle()
     world.platform.spaces.delete(world.space(space), world.actor)
     with pytest.raises(RepoNotFound):
-        world.platform.spaces.find("admin", "demo", world.actor)
+        world.platform.directory.find("admin", "demo", world.actor)
     world.settle()
     assert not rows(world, Build)
     assert not rows(world, Deployment)
@@ -306,7 +306,7 @@ def test_delete_leaves_nothing_but_the_log_and_its_names(world: World) -> None:
     # The name is free, but the old host is not given to the newcomer.
     again = world.create()
     world.settle()
-    assert world.platform.spaces.hosts(again.id or 0)["primary"] != "admin-demo.localhost"
+    assert world.platform.directory.hosts(again.id or 0)["primary"] != "admin-demo.localhost"
 
 
 def test_two_names_with_one_slug_get_different_hosts(world: World) -> None:
@@ -316,7 +316,7 @@ def test_two_names_with_one_slug_get_different_hosts(world: World) -> None:
 
     one = world.platform.spaces.create(world.actor, NewSpace("a-b", "c"))
     two = world.platform.spaces.create(world.actor, NewSpace("a", "b-c"))
-    hosts = [world.platform.spaces.hosts(s.id or 0)["primary"] for s in (one, two)]
+    hosts = [world.platform.directory.hosts(s.id or 0)["primary"] for s in (one, two)]
     assert hosts[0] == "a-b-c.localhost"
     assert hosts[1].startswith("a-b-c-")
 
@@ -329,7 +329,7 @@ def test_rename_keeps_the_old_address_working(world: World) -> None:
     entry = world.platform.routes.of([space.id or 0])[0]
     assert entry["hosts"][0] == "admin-other.localhost"
     assert entry["redirects"] == ["admin-demo.localhost"]
-    assert world.platform.spaces.find("admin", "demo", world.actor).name == "other"
+    assert world.platform.directory.find("admin", "demo", world.actor).name == "other"
     assert world.apps.specs[world.space(space).routed or 0].env["SPACE_ID"] == "admin/other"
 
 

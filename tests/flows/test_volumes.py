@@ -78,7 +78,7 @@ def test_a_new_version_has_it_beside_the_old_one(tmp_path: Path) -> None:
 def test_asking_for_more_is_a_swap_and_keeps_what_is_there(world: World) -> None:
     space = begun(world)
     before = world.space(space).routed
-    world.platform.spaces.set_storage(world.space(space), world.actor, "small")
+    world.platform.space_settings.set_storage(world.space(space), world.actor, "small")
     world.settle()
     row = world.space(space)
     assert row.routed not in (None, before)
@@ -92,7 +92,7 @@ def test_deleted_storage_goes_once_the_app_has_ended(tmp_path: Path) -> None:
     world = World(tmp_path, has_volumes=True, script=lambda _: Script(ready=True, ignores_stop=True))
     space = begun(world)
     volumes(world).snapshot(space.id or 0)
-    world.platform.spaces.delete_storage(world.space(space), world.actor)
+    world.platform.space_settings.delete_storage(world.space(space), world.actor)
     world.settle_some(10)
     assert word(world, space) == "kept", "it went while the app had it"
     assert world.space(space).stage == "APP_STARTING"
@@ -113,7 +113,7 @@ def test_deleted_storage_of_one_that_rests_goes_and_it_rests_on(tmp_path: Path, 
     space = begun(world)
     getattr(world.platform.spaces, rest)(world.space(space), world.actor)
     world.settle()
-    world.platform.spaces.delete_storage(world.space(space), world.actor)
+    world.platform.space_settings.delete_storage(world.space(space), world.actor)
     world.settle()
     row = world.space(space)
     assert (row.stage, row.drops_volume) == ("PAUSED" if rest == "pause" else "SLEEPING", False)
@@ -128,7 +128,7 @@ def test_storage_is_deleted_though_the_newest_version_does_not_build(world: Worl
     world.push(space, {"FAIL": b"broken"})
     world.settle()
     assert world.space(space).stage == "BUILD_ERROR"
-    world.platform.spaces.delete_storage(world.space(space), world.actor)
+    world.platform.space_settings.delete_storage(world.space(space), world.actor)
     world.settle()
     assert word(world, space) is None
     assert world.space(space).routed is not None
@@ -141,7 +141,7 @@ def test_a_volume_that_something_still_has_is_tried_again(world: World) -> None:
     world.settle()
     in_use = volumes(world).in_use
     volumes(world).in_use = lambda _: True
-    world.platform.spaces.delete_storage(world.space(space), world.actor)
+    world.platform.space_settings.delete_storage(world.space(space), world.actor)
     world.settle_some(8)
     assert world.space(space).drops_volume
     volumes(world).in_use = in_use
@@ -203,11 +203,11 @@ def empty_story(world: World) -> None:
 
 
 def grow(world: World) -> None:
-    world.platform.spaces.set_storage(world.must(), world.actor, "small")
+    world.platform.space_settings.set_storage(world.must(), world.actor, "small")
 
 
 def empty(world: World) -> None:
-    world.platform.spaces.delete_storage(world.must(), world.actor)
+    world.platform.space_settings.delete_storage(world.must(), world.actor)
 
 
 def has_deleted(world: World) -> bool:

@@ -21,13 +21,14 @@ from spaces_platform.adapters.git import GitRepoStore
 from spaces_platform.errors import PlatformError
 from spaces_platform.frozen import Memory
 from spaces_platform.models import Space
+from spaces_platform.platform import Platform
 from spaces_platform.ports import DeploymentSpec, FileChange, Isolation, LogLine, Observation, Task, VolumeUse
 from spaces_platform.reconciler import Planner
 from spaces_platform.secrets import Vault
 from spaces_platform.settings import Settings
 from spaces_platform.spaces import NewSpace
 from spaces_platform.store import Store, Transaction
-from spaces_platform.wiring import Platform, assemble
+from spaces_platform.wiring.assembly import assemble
 from tests.fakes.builder import FakeBuilder
 from tests.fakes.orchestrator import FakeOrchestrator, Script
 from tests.fakes.volumes import FakeVolumes
@@ -261,7 +262,7 @@ class World:
             self.clock.at += timedelta(seconds=1)
 
     def spaces(self) -> list[tuple[str, str, str]]:
-        return [(s.name, s.stage, s.message) for s in self.platform.spaces.list(self.actor)]
+        return [(s.name, s.stage, s.message) for s in self.platform.directory.list(self.actor)]
 
     # --- acts -----
     def create(self, name: str = "demo", files: Mapping[str, bytes] = GOOD) -> Space:
@@ -272,11 +273,11 @@ class World:
         return self.platform.spaces.commit(self.space(space), self.actor, changes, message="change")
 
     def space(self, space: Space) -> Space:
-        return self.platform.spaces.by_id(space.id or 0)
+        return self.platform.directory.by_id(space.id or 0)
 
     def found(self, name: str = "demo") -> Space | None:
         try:
-            return self.platform.spaces.find("admin", name, self.actor)
+            return self.platform.directory.find("admin", name, self.actor)
         except PlatformError:
             return None
 

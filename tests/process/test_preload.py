@@ -69,7 +69,7 @@ def test_a_layer_is_fetched_once_and_goes_with_its_last_app(
     assert logs[1].said("nothing to preload")
     assert not logs[1].said("1/2")
     # The model moved on: another layer, which takes what stayed the same from the one that is there.
-    space = world.spaces.find("alice", "model", world.actor("alice"))
+    space = world.directory.find("alice", "model", world.actor("alice"))
     world.spaces.commit(space, world.actor("alice"), [FileChange("config.json", b"2")], message="new", parent=None)
     third = build(builder, App(tmp_path / "three", {"README.md": README, "app.py": "newer"}), world, logs[2])
     newer = builder.resolve(third.ref).hub_dir

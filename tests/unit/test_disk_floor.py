@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from builders.types import BuilderUnavailable
+from spaces_platform.platform import may_build
 from spaces_platform.settings import Settings
-from spaces_platform.wiring import may_build
 from tests.fakes.builder import FakeBuilder
 
 

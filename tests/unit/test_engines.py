@@ -57,7 +57,7 @@ def test_other_urls_are_refused_without_their_password(given: str) -> None:
 
 def test_the_driver_of_postgres_is_not_loaded_where_it_is_not_used() -> None:
     program = (
-        "import sys, spaces_platform.wiring; from spaces_platform.store import Store; "
+        "import sys, spaces_platform.wiring.assembly; from spaces_platform.store import Store; "
         "Store('sqlite:///x.db').close(); print([m for m in sys.modules if m.startswith('psycopg')])"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=100)

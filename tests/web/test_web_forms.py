@@ -220,10 +220,10 @@ def test_the_whole_life_of_a_space_without_scripts(world: World) -> None:
     base = "/spaces/ada/hello"
 
     def row() -> Space:
-        return world.spaces.find("ada", "hello", world.actor("ada"))
+        return world.directory.find("ada", "hello", world.actor("ada"))
 
     send(browser, f"{base}/settings/variable", token, key="MODEL", value="one\r\ntwo")
-    assert [(v.key, v.value) for v in world.spaces.variables(row())] == [("MODEL", "one\ntwo")]
+    assert [(v.key, v.value) for v in world.space_settings.variables(row())] == [("MODEL", "one\ntwo")]
     send(browser, f"{base}/settings/secret", token, key="API_KEY", value="do-not-show")
     shown = browser.get(f"{base}/settings").text
     assert "API_KEY" in shown
@@ -232,7 +232,7 @@ def test_the_whole_life_of_a_space_without_scripts(world: World) -> None:
     assert clash.status_code == 400
     assert "collision" in clash.text
     send(browser, f"{base}/settings/variable/delete", token, key="MODEL")
-    assert not world.spaces.variables(row())
+    assert not world.space_settings.variables(row())
     send(browser, f"{base}/settings/sleep-after", token, seconds="300")
     assert row().sleep_after == 300
     assert send(browser, f"{base}/settings/sleep-after", token, seconds="1e9").status_code == 400
@@ -255,14 +255,14 @@ def test_the_whole_life_of_a_space_without_scripts(world: World) -> None:
     assert kept.status_code == 400
     assert send(browser, "/spaces/ada/greeter/settings/delete", token, confirm="ada/greeter").status_code == 303
     with pytest.raises(RepoNotFound):
-        world.spaces.find("ada", "greeter", world.actor("ada"))
+        world.directory.find("ada", "greeter", world.actor("ada"))
 
 
 def test_anybody_who_may_read_a_space_may_wake_it(world: World) -> None:
     space = world.space("hello", stage="SLEEPING", last_active_at=1.0, slept_at=2.0)
     assert 'action="/spaces/ada/hello/wake"' in world.browser().get("/spaces/ada/hello").text
     assert send(world.browser(), "/spaces/ada/hello/wake", None).headers["location"] == "/spaces/ada/hello?done=woken"
-    assert world.spaces.find("ada", "hello", ANONYMOUS).last_active_at > 2.0
+    assert world.directory.find("ada", "hello", ANONYMOUS).last_active_at > 2.0
     world.change(space, visibility="private")
     assert send(world.browser(), "/spaces/ada/hello/wake", None).status_code == 404
 

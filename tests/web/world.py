@@ -23,6 +23,9 @@ from spaces_platform.ports import CommitInfo, FileChange, LogLine, PathEntry, Ta
 from spaces_platform.routing import RouteFeed
 from spaces_platform.secrets import Vault
 from spaces_platform.settings import Settings
+from spaces_platform.space_directory import SpaceDirectory
+from spaces_platform.space_settings import SpaceSettings
+from spaces_platform.space_writes import SpaceWrites
 from spaces_platform.spaces import NewSpace, Spaces
 from spaces_platform.storage import Storage
 from spaces_platform.store import Store
@@ -178,12 +181,17 @@ class World:
         self.accounts = Accounts(store, clock)
         vault, hardware = Vault.load(data / "keys"), Hardware(settings, Machine(2.0, 4 << 30))
         storage = Storage(settings)
-        self.spaces = Spaces(store, clock, self.repos, self.queue, vault, settings, RouteFeed(), hardware, storage)  # type: ignore[arg-type]
+        writes = SpaceWrites(store, clock, self.queue, RouteFeed())  # type: ignore[arg-type]
+        self.directory = SpaceDirectory(store, settings)
+        self.space_settings = SpaceSettings(store, clock, writes, vault, hardware, storage)
+        rest = (settings, storage, writes, self.space_settings)
+        self.spaces = Spaces(store, clock, self.repos, self.queue, *rest)  # type: ignore[arg-type]
         self.store, self.clock, self.settings = store, clock, settings
         tables = Tables(store, self.logs)
         self.platform = SimpleNamespace(
             settings=settings, clock=clock, store=store, repos=self.repos, logs=self.logs, queue=self.queue,
-            accounts=self.accounts, spaces=self.spaces, builds=tables, deployments=tables,
+            accounts=self.accounts, spaces=self.spaces, directory=self.directory,
+            space_settings=self.space_settings, builds=tables, deployments=tables,
         )  # fmt: skip
         self.app = FastAPI()
         self.app.include_router(make_router(self.platform))  # type: ignore[arg-type]
