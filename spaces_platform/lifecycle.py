@@ -135,7 +135,8 @@ DRAIN_SECONDS = 60.0
 WAIT_FOR_HINT = 30.0
 """Seconds until a look at something that may take hours, and whose hint is seldom lost."""
 WAIT_IN_LINE = 3.0
-"""Seconds until a look at who waits for a start slot: whoever gives one back hints the first in line."""
+"""Seconds until a look at a start that was asked for: it may stand in the line for a slot, and whoever gives one back
+hints the first; of one that began, the row says to look earlier."""
 LOOK_AGAIN = 1.0
 """Seconds until a look at something that is expected to change and whose hint may be lost."""
 
@@ -221,8 +222,6 @@ class Facts:
     """A new deployment can have its hardware only once the one that serves has ended."""
     waits_for_gpu: bool = False
     """Its start stands in the line for GPUs; whoever gives one back hints it."""
-    waits_in_line: bool = False
-    """Its start stands in the line for a start slot."""
     drops_volume: bool = False
     """Its volume is to be removed: whatever has it open ends first, and nothing starts before."""
     routed: int | None = None
@@ -519,7 +518,7 @@ def _bring_up(
         # The start is asked for in the same pass: it is refused, and keeps what is about to be given back.
         axis = RunAxis.FAILED if failed else RunAxis.STARTING
         return axis, (*actions, Park(asleep=False), StartDeployment(*wanted)), now + LOOK_AGAIN
-    wait = WAIT_FOR_HINT if facts.waits_for_gpu else WAIT_IN_LINE if facts.waits_in_line else LOOK_AGAIN
+    wait = WAIT_FOR_HINT if facts.waits_for_gpu else WAIT_IN_LINE
     return axis, (*actions, StartDeployment(*wanted)), now + wait
 
 

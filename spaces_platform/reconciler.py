@@ -238,7 +238,6 @@ class Reconciler:
             traffic_known=self.traffic.is_known(now),
             swap_in_place=self.gpus.must_swap(space),
             waits_for_gpu=space.gpu_queued_at is not None,
-            waits_in_line=space.start_queued_at is not None,
             # Where there are no volumes now, it is removed once there are again.
             drops_volume=space.drops_volume and self.volumes.storage.volumes is not None,
             routed=space.routed,
@@ -398,7 +397,7 @@ class Reconciler:
                     tx.after_commit(lambda: self.feed.changed(space_id))
                     return
                 space.start_queued_at = None
-                # Kept by the release of the claim: the look after a wait for a GPU may be far away.
+                # Kept by the release of the claim: the look after a wait in a line is further away.
                 space.next_check_at = self.now() + lifecycle.LOOK_AGAIN
                 tx.add(space)
                 run = build.plan["run"]

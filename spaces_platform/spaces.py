@@ -165,8 +165,8 @@ class Spaces:
         """Raises RepoNotFound."""
         return self.repos.open(repo_id(space.id or 0))
 
-    def pushed(self, space_id: int, head: str | None, actor: Actor, kind: str = "space.pushed") -> Space:
-        """Record where main points now. Idempotent: also called by the sweep for a push whose record was lost."""
+    def pushed(self, space_id: int, head: str | None, actor: Actor) -> Space:
+        """Record where main points now. Idempotent. What is lost between git and this, the sweep finds."""
         with self.store.write() as tx:
             row = tx.get(Space, space_id)
             if row is None:
@@ -175,7 +175,7 @@ class Spaces:
                 row.head = head
                 row.modified_at = row.last_active_at = self.now()
                 self._show_building(tx, row)
-                self.writes.save(tx, row, kind, actor, {"head": head})
+                self.writes.save(tx, row, "space.pushed", actor, {"head": head})
         return row
 
     def _show_building(self, tx: Transaction, row: Space) -> None:

@@ -86,6 +86,7 @@ def composed(engine: str, folder: Path) -> Iterator[Composed]:
         "SPACES_IMAGES": PREFIX, "SPACES_DATA": str(folder / "data"), "SPACES_NETWORK": f"172.30.{port % 256}",
         "SPACES_ENGINE_SOCKET": engine.removeprefix("unix://"), "SPACES_ENGINE_DATA": _root(engine),
         "SPACES_PORT": str(gateway), "SPACES_ASK_PORT": str(ask), "SPACES_REGISTRY_PORT": str(registry),
+        "SPACES_REGISTRY": f"127.0.0.1:{registry}",
         "SPACES_HTTP_PORT": str(plain), "SPACES_HTTPS_PORT": str(port),
         "SPACES_PUBLIC_URL": f"https://localhost:{port}", "SPACES_BUILD_SLOTS": "1",
     }  # fmt: skip

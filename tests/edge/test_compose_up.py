@@ -61,13 +61,17 @@ def wait_until_live(host: Composed) -> None:
         raise AssertionError(f"{exc}\n{host.compose('logs', '--tail=20', 'control', 'worker')[-6000:]}") from exc
 
 
-def app_container(host: Composed) -> str:
-    """Id of the one container that runs the app."""
+def app_containers(host: Composed) -> list[str]:
+    """Ids of the containers that run apps."""
     found = cli(host.engine, "ps", "--quiet", "--no-trunc", "--filter", "name=^spaces-[0-9a-f]{8}-d[0-9]+$").stdout
     # The engine may be shared with other platforms: ours has its files below our data directory.
-    mine = [c for c in found.split() if str(host.data) in cli(host.engine, "inspect", c).stdout]
-    assert len(mine) == 1, found
-    return mine[0]
+    return [c for c in found.split() if str(host.data) in cli(host.engine, "inspect", c).stdout]
+
+
+def app_container(host: Composed) -> str:
+    """Id of the one container that runs the app."""
+    (found,) = app_containers(host)
+    return found
 
 
 def exit_codes(host: Composed) -> dict[str, int]:
@@ -118,6 +122,20 @@ def test_redis_and_postgres_want_their_passwords(host: Composed) -> None:
     assert "1 row" not in host.inside("postgres", *asked, check=False)
     login = 'PGPASSWORD="$(cat /secrets/postgres)" exec "$@"'
     assert "1 row" in host.inside("postgres", "sh", "-c", login, "sh", *asked)
+
+
+def test_an_image_that_is_gone_is_fetched_by_its_digest(host: Composed) -> None:
+    wait_until_live(host)
+    image = cli(host.engine, "inspect", "--format", "{{.Image}}", app_container(host)).stdout.strip()
+    named = cli(host.engine, "image", "inspect", "--format", '{{join .RepoDigests " "}}', image).stdout
+    assert f"{host.env['SPACES_REGISTRY']}/" in named
+    api(host, "/api/spaces/admin/site/pause", "--request", "POST")
+    until("its container is gone", lambda: not app_containers(host))
+    cli(host.engine, "image", "rm", "--force", image)
+    assert image not in cli(host.engine, "images", "--all", "--quiet", "--no-trunc").stdout
+    api(host, "/api/spaces/admin/site/restart", "--request", "POST")
+    wait_until_live(host)
+    assert cli(host.engine, "inspect", "--format", "{{.Image}}", app_container(host)).stdout.strip() == image
 
 
 def test_doctor_inside_finds_the_services(host: Composed) -> None:
