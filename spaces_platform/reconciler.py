@@ -57,7 +57,7 @@ from spaces_platform.ports import Clock, Queue, RepoStore, Task
 from spaces_platform.routing import RouteFeed
 from spaces_platform.settings import Settings
 from spaces_platform.space_directory import repo_id
-from spaces_platform.store import Store
+from spaces_platform.store import Store, Transaction
 from spaces_platform.traffic import Traffic
 from spaces_platform.volumes import SpaceVolumes
 
@@ -66,8 +66,10 @@ log = logging.getLogger(__name__)
 MAX_ROUNDS = 8
 """Rounds of decide and act in one pass; more are left to the next, so that one Space cannot hold a worker."""
 RETRY_SECONDS = 5.0
-AFTER_ROUTE_SECONDS = 2.0
-"""When a Space is looked at again that was routed; until then nothing is due."""
+AFTER_SWAP_SECONDS = 2.0
+"""When a Space is looked at again that was routed while more is to be done: one before drains, a newer one failed."""
+AFTER_WAKE_SECONDS = 30.0
+"""The same where nothing is: what is due next is at most that it is idle."""
 NO_GATEWAY_SECONDS = 5.0
 """Without any gateway for so long there is none."""
 
@@ -148,7 +150,9 @@ class Reconciler:
                     self.gpus.leave_line(space_id)
                 # RUNNING is said once it is true: whoever waits for the word asks the app at once.
                 routes = next((a for a in decision.actions if isinstance(a, Route | ThawDeployment)), None)
-                if routes is None:
+                # And that it starts, with the row of what is started.
+                starts = _starting(decision) and any(isinstance(a, StartDeployment) for a in decision.actions)
+                if routes is None and not starts:
                     self._write_stage(space_id, decision, facts)
                 done = True
                 for action in decision.actions:
@@ -158,7 +162,7 @@ class Reconciler:
                 check_at = decision.check_at
                 if done and len(decision.actions) == 1 and routes is not None:
                     # The visitor's gateway is being told now: this process's time is for that first.
-                    check_at = self.now() + AFTER_ROUTE_SECONDS
+                    check_at = self.now() + _after_route(facts)
                     break
                 if not decision.actions or all(isinstance(a, StartDeployment) for a in decision.actions):
                     break
@@ -338,7 +342,7 @@ class Reconciler:
             case CancelBuild(build_id):
                 self.builds.cancel(build_id)
             case StartDeployment(artifact, generation):
-                self._start(space_id, artifact, generation)
+                self._start(space_id, artifact, generation, _starting(decision))
             case FailDeployment(deployment_id, timed_out):
                 self.deployments.fail(deployment_id, timed_out=timed_out)
                 self._next_in_line()
@@ -364,8 +368,11 @@ class Reconciler:
                 self._purge(space_id)
         return True
 
-    def _start(self, space_id: int, artifact: str, generation: int) -> None:
-        """Start it if its GPUs and a start slot are free, else take a place in the line of those that wait for them."""
+    def _start(self, space_id: int, artifact: str, generation: int, shown: Shown | None) -> None:
+        """Start it if its GPUs and a start slot are free, else take a place in the line of those that wait for them.
+
+        `shown` is written along, to a Space that is still to run.
+        """
         try:
             with self.store.write() as tx:
                 space = tx.get(Space, space_id)
@@ -376,6 +383,8 @@ class Reconciler:
                 ).first()
                 if space is None or build is None:
                     return
+                if shown is not None and space.desired == "RUNNING" and space.stage != shown.stage:
+                    self._show_start(tx, space, shown)
                 granted = self.gpus.take(tx, space)
                 if isinstance(granted, Refused):
                     tx.after_commit(lambda: self.feed.changed(space_id))
@@ -397,6 +406,8 @@ class Reconciler:
                     tx.after_commit(lambda: self.feed.changed(space_id))
                     return
                 space.start_queued_at = None
+                if shown is not None and (space.reason or space.message):  # why it could not start before
+                    self._show_start(tx, space, shown)
                 # Kept by the release of the claim: the look after a wait in a line is further away.
                 space.next_check_at = self.now() + lifecycle.LOOK_AGAIN
                 tx.add(space)
@@ -416,6 +427,12 @@ class Reconciler:
             return
         self.frozen.make_room(self.gpus.hardware.resources(deployment.hardware).memory)
         self.deployments.start(space, deployment)
+
+    def _show_start(self, tx: Transaction, space: Space, shown: Shown) -> None:
+        space_id = space.id or 0
+        space.route_version = tx.next_version()
+        show(tx, space, shown, self.now())
+        tx.after_commit(lambda: self.feed.changed(space_id))
 
     def _next_in_line(self) -> None:
         """A start slot may have become free: hint whoever waits longest, one for each that is."""
@@ -522,6 +539,19 @@ class Reconciler:
 def _shown(decision: Decision) -> Shown | None:
     """What to write together with the route; a stage that needs an explanation gets it afterwards."""
     return Shown(decision.stage) if decision.stage in (Stage.RUNNING, Stage.RUNNING_BUILDING) else None
+
+
+def _starting(decision: Decision) -> Shown | None:
+    """What to write together with a start, or with its place in a line."""
+    return Shown(decision.stage) if decision.stage in (Stage.APP_STARTING, Stage.RUNNING_APP_STARTING) else None
+
+
+def _after_route(facts: Facts) -> float:
+    """Seconds until the look at a Space that was routed just now."""
+    wanted = [(facts.artifact, facts.generation)]
+    if facts.builds or [(d.artifact, d.generation) for d in facts.deployments] != wanted:
+        return AFTER_SWAP_SECONDS
+    return AFTER_WAKE_SECONDS if facts.sleep_after is None else min(AFTER_WAKE_SECONDS, facts.sleep_after)
 
 
 def _plan_key(space: Space) -> str:
