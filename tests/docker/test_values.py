@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from ipaddress import IPv4Network
 from pathlib import Path
 
@@ -9,11 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spaces_platform.adapters.docker import cgroups, disks, gpus, network, selfcheck
+from spaces_platform.adapters.docker import cgroups, disks, gpus, mounts, network, selfcheck
 from spaces_platform.adapters.docker.cgroups import freezer_of, group_paths
 from spaces_platform.adapters.docker.disks import Overlay
 from spaces_platform.adapters.docker.engine import EngineFacts
-from spaces_platform.errors import Invalid, Unavailable
+from spaces_platform.adapters.docker.mounts import MountCall
+from spaces_platform.errors import DiskFull, Invalid, Unavailable
 
 POOL = IPv4Network("10.213.0.0/24")
 
@@ -90,19 +92,46 @@ def test_whether_mounts_are_seen_elsewhere(path: str, shared: bool) -> None:
     assert selfcheck.is_shared(path, MOUNTINFO) is shared
 
 
-def test_mount_scripts_quote_what_they_are_given() -> None:
-    text = disks.overlay_script(
-        [Overlay("/home/user", "/i m/$(x)", "/u", "/w", "/p l"), Overlay("/v", "", "/u'", "/w", "/q")]
-    )
-    assert text == (
-        "mount -t overlay overlay -o 'lowerdir=/i m/$(x),upperdir=/u,workdir=/w,nodev,nosuid,noatime' '/p l'\n"
-        "mount --bind '/u'\"'\"'' /q\n"
-    )
+def test_what_an_app_writes_in_lies_above_its_image() -> None:
+    home, volume = Overlay("/home/user", "/i m", "/u", "/w", "/p l"), Overlay("/v", "", "/u'", "/w", "/q")
+    calls = disks.overlay_mounts([home, volume])
+    bounds = mounts.NODEV | mounts.NOSUID | mounts.NOATIME
+    assert calls == [
+        MountCall("overlay", "/p l", "overlay", bounds, "lowerdir=/i m,upperdir=/u,workdir=/w"),
+        MountCall("/u'", "/q", flags=mounts.BIND),
+    ]
+
+
+def test_an_image_is_looked_at_read_only() -> None:
+    assert [call.flags & mounts.RDONLY for call in disks.view_mounts(["l/A", "l/B"], "/x")] == [mounts.RDONLY]
+    bind, remount = disks.view_mounts(["l/A"], "/x")
+    assert (bind.source, bind.target, bind.flags) == ("l/A", "/x", mounts.BIND)
+    assert (remount.target, remount.flags) == ("/x", mounts.REMOUNT | mounts.BIND | mounts.RDONLY)
 
 
 def test_the_most_layers_an_image_can_have_fit_into_one_page() -> None:
-    script = disks.view_script([f"l/{'X' * 26}"] * 127, "/x")
-    assert len(script.split("-o ")[1]) < 4096
+    (call,) = disks.view_mounts([f"l/{'X' * 26}"] * 127, "/x")
+    assert len(call.data) < mounts.PAGE
+    with pytest.raises(Unavailable, match="/x"):
+        mounts.mount(MountCall("overlay", "/x", "overlay", data="x" * mounts.PAGE))
+
+
+def test_a_copy_has_the_holes_of_its_original(tmp_path: Path) -> None:
+    with (tmp_path / "old").open("wb") as file:
+        file.truncate(64 << 20)
+        for at, content in ((0, b"head"), (9 << 20, b"middle" * 4000), ((64 << 20) - 3, b"end")):
+            file.seek(at)
+            file.write(content)
+    mounts.copy_sparse(tmp_path / "old", tmp_path / "new")
+    assert (tmp_path / "new").read_bytes() == (tmp_path / "old").read_bytes()
+    assert (tmp_path / "new").stat().st_blocks * 512 < 1 << 20
+    with pytest.raises(Unavailable, match="new"):
+        mounts.copy_sparse(tmp_path / "old", tmp_path / "new")
+
+
+def test_a_full_disk_is_told_apart() -> None:
+    kinds = [type(mounts.failed("copying", number)) for number in (errno.ENOSPC, errno.EDQUOT, errno.EPERM)]
+    assert kinds == [DiskFull, DiskFull, Unavailable]
 
 
 def test_links_and_files_of_an_image_are_never_followed(tmp_path: Path) -> None:

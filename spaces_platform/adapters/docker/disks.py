@@ -10,7 +10,7 @@ read-only, what its image has there, on top its disk. Nothing is copied, however
     <deployment>/place-<n>/  one overlay, bind-mounted into the container
 
 Everything needs root in the engine's own mount namespace. Invariant: no path of an image is followed through a link of
-that image. Sources: mount(8), ext4(5), Documentation/filesystems/overlayfs.rst (up to two overlays may be stacked).
+that image. Sources: ext4(5), Documentation/filesystems/overlayfs.rst (up to two overlays may be stacked).
 """
 
 from __future__ import annotations
@@ -29,14 +29,15 @@ from pathlib import Path
 
 from spaces_platform.errors import DiskFull, Invalid, Unavailable
 
+from . import mounts
+from .mounts import MountCall
 from .spec import HOME, Mount
 
 log = logging.getLogger(__name__)
-BOUNDS = "nodev,nosuid,noatime"
 COMMAND_SECONDS = 120
 """Longest run of one script, unless it copies or grows what a Space has written."""
 _PATH = "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin"
-PROGRAMS = ("mount", "umount", "mkfs.ext4", "cp")
+PROGRAMS = ("mount", "mkfs.ext4", "cp")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,33 +77,26 @@ def template_script(path: str, size: int, *, journal: bool) -> str:
     )
 
 
-def disk_script(template: str, image: str, mounted: str) -> str:
-    """A new disk from a template, mounted."""
-    words = {"template": template, "image": image, "mounted": mounted}
-    quoted = {name: shlex.quote(value) for name, value in words.items()}
-    return (
-        "cp --sparse=always --reflink=auto {template} {image}\n"
-        f"mount -t ext4 -o loop,discard,{BOUNDS} {{image}} {{mounted}}\n"
-    ).format_map(quoted)
-
-
-def view_script(links: Sequence[str], place: str) -> str:
-    """The image's files, read-only. `links` are relative to the engine's overlay2 directory, which is where it is run:
-    a mount's options must fit into one page (4096 bytes)."""
+def view_mounts(links: Sequence[str], place: str) -> list[MountCall]:
+    """The image's files, read-only. `links` are relative to the engine's overlay2 directory, which is where it is done:
+    a mount's options must fit into one page."""
     if len(links) == 1:  # an overlay wants two
-        return f"mount --bind -o ro {shlex.quote(links[0])} {shlex.quote(place)}\n"
-    return f"mount -t overlay overlay -o ro,lowerdir={':'.join(links)} {shlex.quote(place)}\n"
+        # A bind is read-only only once it is mounted again.
+        flags = (mounts.BIND, mounts.REMOUNT | mounts.BIND | mounts.RDONLY)
+        return [MountCall(links[0], place, flags=one) for one in flags]
+    return [MountCall("overlay", place, "overlay", mounts.RDONLY, f"lowerdir={':'.join(links)}")]
 
 
-def overlay_script(overlays: Sequence[Overlay]) -> str:
-    lines = []
+def overlay_mounts(overlays: Sequence[Overlay]) -> list[MountCall]:
+    """What an app writes in, above what its image has there."""
+    calls = []
     for one in overlays:
         if one.lower:
-            data = f"lowerdir={one.lower},upperdir={one.upper},workdir={one.work},{BOUNDS}"
-            lines.append(f"mount -t overlay overlay -o {shlex.quote(data)} {shlex.quote(one.place)}\n")
+            data = f"lowerdir={one.lower},upperdir={one.upper},workdir={one.work}"
+            calls.append(MountCall("overlay", one.place, "overlay", mounts.BOUNDS, data))
         else:
-            lines.append(f"mount --bind {shlex.quote(one.upper)} {shlex.quote(one.place)}\n")
-    return "".join(lines)
+            calls.append(MountCall(one.upper, one.place, flags=mounts.BIND))
+    return calls
 
 
 def mounts_below(directory: str, mountinfo: str) -> list[str]:
@@ -115,15 +109,12 @@ def mounts_below(directory: str, mountinfo: str) -> list[str]:
     return found[::-1]
 
 
-def run_script(script: str, *, cwd: str = "/", seconds: float = COMMAND_SECONDS) -> None:
+def run_script(script: str, *, seconds: float = COMMAND_SECONDS) -> None:
     """Run shell text that ends at its first error. Raises DiskFull, Unavailable."""
-    # The old mount call takes a page of options; the new one, through libmount, 256 bytes for each.
-    env = {"PATH": _PATH, "LC_ALL": "C", "LIBMOUNT_FORCE_MOUNT2": "always"}
     try:
         done = subprocess.run(
             ["sh", "-ec", script],
-            cwd=cwd,
-            env=env,
+            env={"PATH": _PATH, "LC_ALL": "C"},
             capture_output=True,
             timeout=seconds,
             stdin=subprocess.DEVNULL,
@@ -139,10 +130,9 @@ def run_script(script: str, *, cwd: str = "/", seconds: float = COMMAND_SECONDS)
 
 def unmount_all(directory: Path) -> None:
     """Unmount everything at or below a directory. Raises Unavailable."""
-    points = mounts_below(str(directory), Path("/proc/self/mountinfo").read_text())
-    if points:
-        # Lazily: what still looks at it (a container that is just ending) loses it when it closes it.
-        run_script("umount --lazy -- " + " ".join(map(shlex.quote, points)) + "\n")
+    # Lazily: what still looks at it (a container that is just ending) loses it when it closes it.
+    for point in mounts_below(str(directory), Path("/proc/self/mountinfo").read_text()):
+        mounts.unmount(point)
 
 
 class Disks:
@@ -172,17 +162,20 @@ class Disks:
         for name in ("disk", "image"):
             (directory / name).mkdir(parents=True, exist_ok=True)
         links, base = _links(layers)
-        # A name of its own: mount(8) refuses that of a file just removed, of which the kernel still lets go.
+        # A name of its own: of a file just removed the kernel may still have the device.
         image = directory / f"disk-{secrets.token_hex(4)}.img"
-        script = disk_script(str(self.template(size)), str(image), str(directory / "disk"))
-        run_script(script + (view_script(links, str(directory / "image")) if links else ""), cwd=base)
+        mounts.copy_sparse(self.template(size), image)
+        mounts.mount_image(image, directory / "disk")
+        if links:
+            mounts.mount_in(base, view_mounts(links, str(directory / "image")))
         overlays = [self._prepare(directory, n, place, user) for n, place in enumerate(places)]
         tmp = directory / "disk" / "tmp"
         tmp.mkdir()
         tmp.chmod(0o1777)
-        # The overlays keep what they need of the image's mount; its own place is not needed any more.
-        done = f"umount --lazy {shlex.quote(str(directory / 'image'))}\n" if links else ""
-        run_script(overlay_script(overlays) + done)
+        for call in overlay_mounts(overlays):
+            mounts.mount(call)
+        if links:  # the overlays keep what they need of it
+            mounts.unmount(str(directory / "image"))
         return [*(Mount(one.place, one.target) for one in overlays), Mount(str(tmp), "/tmp")]
 
     def drop(self, directory: Path) -> None:

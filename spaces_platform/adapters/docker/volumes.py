@@ -29,7 +29,7 @@ from spaces_platform.adapters.process.shim import files
 from spaces_platform.errors import Conflict, DiskFull, NotFound, Unavailable
 from spaces_platform.ports import SNAPSHOT_NAME, Clock, VolumeUse
 
-from .disks import BOUNDS, COMMAND_SECONDS, Disks, run_script, unmount_all
+from .disks import COMMAND_SECONDS, Disks, run_script, unmount_all
 
 log = logging.getLogger(__name__)
 FIFREEZE, FITHAW = 0xC0045877, 0xC0045878
@@ -181,7 +181,8 @@ class DockerVolumes:
 
 
 def mount_script(image: str, mounted: str) -> str:
-    return f"mount -t ext4 -o loop,discard,{BOUNDS} {shlex.quote(image)} {shlex.quote(mounted)}\n"
+    """By mount(8), which takes the device that the file may still have: two of one file system would destroy it."""
+    return f"mount -t ext4 -o loop,discard,nodev,nosuid,noatime {shlex.quote(image)} {shlex.quote(mounted)}\n"
 
 
 def grow_script(image: str, size: int) -> str:
