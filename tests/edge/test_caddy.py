@@ -5,99 +5,23 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import ssl
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from websockets.asyncio.client import connect
 from websockets.asyncio.server import ServerConnection, serve
 
-from tests.edge.servers import free_port, program
-from tests.gateway.harness import App, Platform, Seen, platform, run, until
+from tests.edge.caddy import APP, CADDYFILE, CUSTOM, PLATFORM, edge
+from tests.edge.servers import program
+from tests.gateway.harness import App, Seen, run
 
-CADDYFILE = Path(__file__).parents[2] / "runtime_images" / "platform" / "caddy" / "Caddyfile"
-PLATFORM, APP, CUSTOM = "spaces.example.org", "alice-app.apps.example.org", "shop.example.com"
 UPLOAD = 64 << 20
-
-
-@dataclass
-class Edge:
-    """A gateway behind Caddy, with clients that trust Caddy's authority and nothing else."""
-
-    platform: Platform
-    port: int
-    plain: int
-    root: Path
-
-    @property
-    def context(self) -> ssl.SSLContext:
-        return ssl.create_default_context(cafile=str(self.root))
-
-    async def curl(self, host: str, path: str = "/", *options: str, plain: bool = False) -> tuple[int, str]:
-        """Exit code and output of curl; names are resolved to this machine, nothing leaves it."""
-        scheme, port = ("http", self.plain) if plain else ("https", self.port)
-        argv = ["--silent", "--show-error", "--max-time", "60", "--noproxy", "*", "--cacert", str(self.root)]
-        argv += ["--resolve", f"{host}:{port}:127.0.0.1", *options, f"{scheme}://{host}:{port}{path}"]
-        process = await asyncio.create_subprocess_exec(
-            program("curl", "curl"), *argv, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
-        )
-        output, _ = await process.communicate()
-        return process.returncode or 0, output.decode("utf-8", "replace")
-
-
-@asynccontextmanager
-async def edge(folder: Path, mode: str = "internal", **environment: str) -> AsyncIterator[Edge]:
-    binary = program("caddy", "caddy")
-    ask, plain, port = free_port(), free_port(), free_port()
-    async with platform(
-        tls_ask=f"127.0.0.1:{ask}",
-        platform_hosts=[PLATFORM],
-        platform_origin=f"https://{PLATFORM}",
-        apps_domain="apps.example.org",
-        trusted_proxies=["127.0.0.1/32"],
-    ) as found:
-        env = {
-            "PATH": os.environ["PATH"], "HOME": str(folder), "XDG_DATA_HOME": str(folder / "data"),
-            "XDG_CONFIG_HOME": str(folder / "config"), "SPACES_TLS": mode, "SPACES_TLS_ASK": f"127.0.0.1:{ask}",
-            "SPACES_GATEWAY": f"127.0.0.1:{found.port}", "SPACES_HTTP_PORT": str(plain),
-            "SPACES_HTTPS_PORT": str(port), **environment,
-        }  # fmt: skip
-        with (folder / "caddy.log").open("wb") as log:
-            process = await asyncio.create_subprocess_exec(
-                binary, "run", "--config", str(CADDYFILE), "--adapter", "caddyfile", env=env, stdout=log, stderr=log
-            )
-        try:
-            made = Edge(found, port, plain, folder / "data/caddy/pki/authorities/local/root.crt")
-            await until(lambda: _is_up(made, mode) or process.returncode is not None, 60, "Caddy to come up")
-            assert process.returncode is None, (folder / "caddy.log").read_text()[-2000:]
-            yield made
-        finally:
-            if process.returncode is None:
-                process.terminate()
-            await process.wait()
-
-
-def _is_up(found: Edge, mode: str) -> bool:
-    import socket
-
-    try:
-        socket.create_connection(("127.0.0.1", found.port), timeout=0.2).close()
-    except OSError:
-        return False
-    return mode != "internal" or found.root.exists()
-
-
-async def _routed(found: Edge, handler: object = None) -> App:
-    return await found.platform.app(1, handler, hosts=[APP, CUSTOM])  # type: ignore[arg-type]
 
 
 def test_platform_app_and_custom_domain_have_certificates_and_nobody_else(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with edge(tmp_path) as e:
-            app = await _routed(e)
+            app = await e.routed()
             assert await e.curl(APP, "/a") == (0, "app1:/a")
             assert await e.curl(CUSTOM, "/b") == (0, "app1:/b")
             code, page = await e.curl(PLATFORM, "/healthz")
@@ -121,7 +45,7 @@ def test_platform_app_and_custom_domain_have_certificates_and_nobody_else(tmp_pa
 def test_a_visitor_cannot_say_who_they_are(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with edge(tmp_path) as e:
-            app = await _routed(e)
+            app = await e.routed()
             forged = ("-H", "X-Forwarded-For: 6.6.6.6", "-H", "X-Forwarded-Proto: http", "-H", "Forwarded: for=6.6.6.6")
             assert (await e.curl(APP, "/", *forged))[0] == 0
             names = app.seen[-1].names
@@ -134,7 +58,7 @@ def test_a_visitor_cannot_say_who_they_are(tmp_path: Path) -> None:
 def test_http_goes_to_https_and_two_and_three_are_offered(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with edge(tmp_path) as e:
-            await _routed(e)
+            await e.routed()
             code, said = await e.curl(APP, "/x?y=1", "--head", plain=True)
             assert (code, "308" in said.splitlines()[0]) == (0, True)
             assert f"location: https://{APP}/x?y=1" in said.lower()
@@ -190,7 +114,7 @@ def test_events_come_one_by_one(tmp_path: Path) -> None:
 
     async def scenario() -> None:
         async with edge(tmp_path) as e:
-            await _routed(e, events)
+            await e.routed(events)
             reader, writer = await asyncio.open_connection("127.0.0.1", e.port, ssl=e.context, server_hostname=APP)
             writer.write(f"GET / HTTP/1.1\r\nHost: {APP}\r\nConnection: close\r\n\r\n".encode())
             for n in range(5):
@@ -220,7 +144,7 @@ def test_an_upload_is_passed_on_as_it_comes(tmp_path: Path) -> None:
 
     async def scenario() -> None:
         async with edge(tmp_path) as e:
-            await _routed(e, take)
+            await e.routed(take)
             reader, writer = await asyncio.open_connection("127.0.0.1", e.port, ssl=e.context, server_hostname=APP)
             writer.write(f"POST / HTTP/1.1\r\nHost: {APP}\r\nContent-Length: {UPLOAD}\r\n\r\n".encode())
             writer.write(b"x" * (2 << 20))
@@ -240,7 +164,7 @@ def test_an_upload_is_passed_on_as_it_comes(tmp_path: Path) -> None:
 def test_what_is_not_encoded_is_not_asked_for_encoded(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with edge(tmp_path) as e:
-            app = await _routed(e)
+            app = await e.routed()
             code, said = await e.curl(APP)
             assert code == 0, said
             assert b"accept-encoding" not in app.seen[-1].names
@@ -269,9 +193,8 @@ def test_own_certificates(tmp_path: Path) -> None:
     (store / "apps.pem").write_bytes(made.stdout)
 
     async def scenario() -> None:
-        async with edge(tmp_path, "own", SPACES_CERTIFICATES=str(store)) as e:
-            e.root = root
-            await _routed(e)
+        async with edge(tmp_path, "own", root=root, SPACES_CERTIFICATES=str(store)) as e:
+            await e.routed()
             assert await e.curl(APP, "/a") == (0, "app1:/a")
             assert (await e.curl(PLATFORM))[0] == 0
             assert (await e.curl(CUSTOM))[0] != 0

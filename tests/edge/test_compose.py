@@ -124,6 +124,17 @@ def test_the_data_directory_has_one_path_inside_and_outside() -> None:
         assert (path, how) == (inside, "rshared")
 
 
+def test_all_that_caddy_can_be_told_reaches_it() -> None:
+    files = (ROOT / "runtime_images/platform/caddy").iterdir()
+    known = set(re.findall(r"\{\$(SPACES_[A-Z_]+)", "".join(path.read_text() for path in files)))
+    given = SERVICES["caddy"]["environment"]
+    assert {name for name in given if name.startswith("SPACES_")} == known
+    # Debian's authorities, unless a file of this host is named; which then has its own path inside too.
+    assert resolved(given["SPACES_ACME_ROOT"]) == ""
+    path, inside, how = next(resolved(m).split(":") for m in mounts("caddy") if "SPACES_ACME_ROOT" in m)
+    assert (path, how) == (inside, "ro")
+
+
 def test_compose_takes_the_file(tmp_path: Path) -> None:
     (tmp_path / "env").write_text("SPACES_BUILD_SLOTS=7\n")
     done = subprocess.run(

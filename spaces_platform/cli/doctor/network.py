@@ -22,8 +22,9 @@ from spaces_platform.cli.doctor.check import Check, fail, ok, warn
 from spaces_platform.settings import Settings
 
 SECONDS = 5.0
-RENEW_DAYS = 14
-"""Proxies renew a certificate of 90 days a month before its end: with less left, renewing fails."""
+RENEW_DAYS, RENEW_PART = 14, 1 / 6
+"""Proxies renew a certificate when a third of its time is left, which is a month of 90 days: with less than this left,
+and less than this part of its time (authorities of one's own give some of a day), renewing fails."""
 
 
 # --- names --------------------------------------------------------------------------------------
@@ -81,27 +82,33 @@ def check_certificate(settings: Settings) -> Check:
             socket.create_connection((host, port), timeout=SECONDS) as plain,
             ssl.create_default_context().wrap_socket(plain, server_hostname=host) as secured,
         ):
-            until = ssl.cert_time_to_seconds(str((secured.getpeercert() or {})["notAfter"]))
+            shown = secured.getpeercert() or {}
     except ssl.SSLCertVerificationError as exc:
         return judge_untrusted(host, exc.verify_message)
     except OSError as exc:
         fix = "Start the proxy that holds the certificates, and open port 443 to it; see docs/single-host.md."
         return fail("certificate", f"no TLS at {host}:{port}: {exc}", fix)
-    return judge_certificate(host, (until - time.time()) / 86400)
+    begin, end = (ssl.cert_time_to_seconds(str(shown[key])) for key in ("notBefore", "notAfter"))
+    return judge_certificate(host, (end - time.time()) / 86400, (end - begin) / 86400)
 
 
 def judge_untrusted(host: str, reason: str) -> Check:
     if "self-signed" in reason or "self signed" in reason or "issuer" in reason:
-        fix = "Give its authority's certificate to visitors' machines and to SPACES_CA_BUNDLE, or use ACME."
+        fix = (
+            "Give its authority's certificate to this machine, to visitors' and to SPACES_CA_BUNDLE, or have one of a "
+            "public authority: SPACES_TLS=acme, without SPACES_ACME_CA."
+        )
         return warn("certificate", f"of {host} is from an authority that this machine does not know", fix)
     return fail("certificate", f"of {host}: {reason}", "See the proxy's log for why it has no better one.")
 
 
-def judge_certificate(host: str, days: float) -> Check:
-    if days < RENEW_DAYS:
-        fix = "It should have been renewed: see the proxy's log; port 80 or 443 must be open to the authority."
-        return warn("certificate", f"of {host} ends in {max(0, int(days))} days", fix)
-    return ok("certificate", f"of {host}, {int(days)} days left")
+def judge_certificate(host: str, days: float, of: float) -> Check:
+    """By the days that are left of the days it is valid for. Pure."""
+    left = f"{int(days)} days" if days >= 2 else f"{max(0, int(days * 24))} hours"
+    if days < min(RENEW_DAYS, of * RENEW_PART):
+        fix = "It should have been renewed: see the proxy's log; ports 80 and 443 must be open to the authority."
+        return warn("certificate", f"of {host} ends in {left}", fix)
+    return ok("certificate", f"of {host}, {left} left")
 
 
 # --- packets ------------------------------------------------------------------------------------
