@@ -5,8 +5,8 @@ PYTHON ?= python3
 VENV   ?= .venv
 DATA   ?= $(HOME)/.spaces
 PORT   ?= 7860
-# Test files at once; as many as there are processors.
-JOBS   ?= auto
+# Test files at once: one more than there are processors, since tests wait for processes of their own.
+JOBS   ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 ARGS   ?=
 
 BIN  := $(VENV)/bin

@@ -435,7 +435,7 @@ def happen(world: World, rng: random.Random, spaces: list[Space]) -> None:
             world.platform.quotas.set(world.actor, rng.choice(("admin", "lab")), rng.choice((-1, 1, 2, None)))
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", [*range(4), *(pytest.param(seed, marks=pytest.mark.soak) for seed in range(4, 40))])
 def test_random_histories_with_kills_never_share_a_gpu(make: Callable[..., World], seed: int) -> None:
     """Every step of a history is looked at, and some end in a kill; at the end all that may run does."""
     rng = random.Random(seed)

@@ -116,12 +116,12 @@ def kill_at(folder: Path, points: range) -> None:
 
 @pytest.mark.parametrize("part", range(5))
 def test_killed_at_some_effects(tmp_path: Path, part: int) -> None:
-    """Every eighth effect, another eighth in each release of Python: `make soak` takes them all.
+    """Every sixteenth effect, another sixteenth in each release of Python: `make soak` takes them all.
 
     On Postgres each world takes longer, and there are fewer.
     """
     count = len(effects(tmp_path / "count"))
-    kill_at(tmp_path, range(8 * part + sys.version_info.minor % 8, count, 160 if databases.ON_POSTGRES else 40))
+    kill_at(tmp_path, range(16 * part + sys.version_info.minor % 16, count, 160 if databases.ON_POSTGRES else 80))
 
 
 @pytest.mark.soak
