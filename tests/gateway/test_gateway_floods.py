@@ -22,23 +22,26 @@ PING = frame(b"", 9, mask=b"abcd")
 
 
 # --- how many -----------------------------------------------------------------------------------------------
-def test_an_app_has_so_many_sockets_and_no_more_and_others_have_theirs() -> None:
+@pytest.mark.parametrize(
+    ("most", "asking"), [(20, 60), pytest.param(2000, 3000, marks=pytest.mark.soak, id="thousands")]
+)
+def test_an_app_has_so_many_sockets_and_no_more_and_others_have_theirs(most: int, asking: int) -> None:
     async def scenario() -> None:
-        async with platform(websockets_per_space=20) as p, AsyncExitStack() as stack:
+        async with platform(websockets_per_space=most) as p, AsyncExitStack() as stack:
             one, endpoint, _ = await socket_app(p)
             two, other_endpoint, _ = await socket_app(p)
             await p.route(1, endpoint=endpoint, deployment=1)
             await p.route(2, endpoint=other_endpoint, deployment=2)
             # All at once: more are let through to the app than may stay.
-            asked = await asyncio.gather(*(visit(p) for _ in range(60)), return_exceptions=True)
+            asked = await asyncio.gather(*(visit(p) for _ in range(asking)), return_exceptions=True)
             open_ones = [found for found in asked if isinstance(found, ClientConnection)]
             for found in open_ones:
                 stack.push_async_callback(found.close)
             refused = [found for found in asked if isinstance(found, InvalidStatus)]
-            assert (len(open_ones), len(refused)) == (20, 40)
+            assert (len(open_ones), len(refused)) == (most, asking - most)
             assert {found.response.status_code for found in refused} == {429}
             backend = p.gateway.backends()[0]
-            assert len(backend.sockets) == backend.attached == 20
+            assert len(backend.sockets) == backend.attached == most
             with pytest.raises(InvalidStatus) as late:
                 await visit(p)
             assert late.value.response.status_code == 429
@@ -49,7 +52,7 @@ def test_an_app_has_so_many_sockets_and_no_more_and_others_have_theirs() -> None
             stack.push_async_callback(other.close)
             assert await other.recv() == "one"
             await open_ones[0].close()
-            await until(lambda: len(backend.sockets) == 19, SECONDS)
+            await until(lambda: len(backend.sockets) == most - 1, SECONDS)
             again = await visit(p)
             stack.push_async_callback(again.close)
             assert await again.recv() == "one"

@@ -24,7 +24,7 @@ from .shim import procfs
 from .shim.segments import Reader
 
 log = logging.getLogger(__name__)
-SHARE = 0.002
+SHARE = 0.005
 """Seconds added to the pause between connects per deployment that starts, so that probing stays below 5 % of a core."""
 LATE = 30.0
 """Seconds after which a start is probed less often."""
