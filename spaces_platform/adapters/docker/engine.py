@@ -27,6 +27,8 @@ from spaces_platform.errors import Conflict, DiskFull, Invalid, NotFound, Platfo
 TIMEOUT = 60
 """Seconds that one call may take; a start on a loaded machine is the longest."""
 PULL_SECONDS = 1800
+BRIDGE = "com.docker.network.bridge.name"
+"""The option of a network that says how the kernel is to call it."""
 _FULL = ("no space left on device", "disk quota exceeded")
 _REMAPPED = re.compile(r"/(\d+)\.(\d+)$")
 
@@ -185,7 +187,7 @@ class Engine:
 
     def create_network(self, name: str, bridge: str, subnet: str, labels: Mapping[str, str]) -> str:
         """A bridge of its own whose containers do not reach each other. Raises Conflict (name), Invalid (subnet)."""
-        options = {"com.docker.network.bridge.name": bridge, "com.docker.network.bridge.enable_icc": "false"}
+        options = {BRIDGE: bridge, "com.docker.network.bridge.enable_icc": "false"}
         pool = IPAMConfig(pool_configs=[IPAMPool(subnet=subnet)])
         with self._asked(f"create network {name}"):
             made = self._api.create_network(
