@@ -34,6 +34,17 @@ _REMAPPED = re.compile(r"/(\d+)\.(\d+)$")
 
 
 @dataclass(frozen=True, slots=True)
+class Owner:
+    """A user and its group, as the host numbers them."""
+
+    uid: int
+    gid: int
+
+    def __str__(self) -> str:
+        return f"{self.uid}:{self.gid}"
+
+
+@dataclass(frozen=True, slots=True)
 class EngineFacts:
     """What is true of an engine, as far as running apps depends on it."""
 
@@ -52,7 +63,12 @@ class EngineFacts:
     open_files: int = 0
     """The engine's own limit of open files, which it may not be able to exceed for a container; 0 where unknown."""
     uid_offset: int = 0
-    """Host user id of the containers' user 0 where the engine remaps users; 0 where it does not."""
+    gid_offset: int = 0
+    """Host ids of the containers' user and group 0 where the engine remaps users; 0 where it does not."""
+
+    def on_host(self, user: int) -> Owner:
+        """A container's user, whose group has the same number there, as the host knows it."""
+        return Owner(self.uid_offset + user, self.gid_offset + user)
 
 
 def facts_of(info: Mapping[str, Any]) -> EngineFacts:
@@ -73,6 +89,7 @@ def facts_of(info: Mapping[str, Any]) -> EngineFacts:
         live_restore=bool(info.get("LiveRestoreEnabled")),
         init=bool(info.get("InitBinary")),
         uid_offset=int(remapped[1]) if remapped else 0,
+        gid_offset=int(remapped[2]) if remapped else 0,
     )
 
 
