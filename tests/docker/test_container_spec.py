@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from spaces_platform.adapters.docker.engine import EngineFacts, facts_of
+from spaces_platform.adapters.docker.engine import EngineFacts, Owner, facts_of
 from spaces_platform.adapters.docker.settings import DockerSettings
 from spaces_platform.adapters.docker.spec import (
     ImageFacts,
@@ -191,13 +191,16 @@ def test_an_image_is_read_with_its_layers_topmost_first() -> None:
 @pytest.mark.parametrize(
     ("options", "root", "seccomp", "offset"),
     [
-        (["name=seccomp,profile=default"], "/var/lib/docker", True, 0),
-        (["name=seccomp,profile=unconfined"], "/var/lib/docker", False, 0),
-        ([], "/var/lib/docker", False, 0),
-        (["name=seccomp,profile=builtin", "name=userns"], "/var/lib/docker/165536.165536", True, 165536),
-        (["name=seccomp,profile=builtin"], "/srv/1.2", True, 0),
+        (["name=seccomp,profile=default"], "/var/lib/docker", True, Owner(0, 0)),
+        (["name=seccomp,profile=unconfined"], "/var/lib/docker", False, Owner(0, 0)),
+        ([], "/var/lib/docker", False, Owner(0, 0)),
+        (["name=seccomp,profile=builtin", "name=userns"], "/var/lib/docker/165536.165536", True, Owner(165536, 165536)),
+        (["name=seccomp,profile=builtin", "name=userns"], "/srv/165536.231072", True, Owner(165536, 231072)),
+        (["name=seccomp,profile=builtin"], "/srv/1.2", True, Owner(0, 0)),
+        (["name=seccomp,profile=builtin"], "/srv/0.0", True, Owner(0, 0)),  # as by --userns-remap=root, which is none
     ],
 )
-def test_an_engine_is_believed_what_it_says(options: list[str], root: str, seccomp: bool, offset: int) -> None:
+def test_an_engine_is_believed_what_it_says(options: list[str], root: str, seccomp: bool, offset: Owner) -> None:
     facts = facts_of({"SecurityOptions": options, "DockerRootDir": root, "InitBinary": "docker-init"})
-    assert (facts.seccomp, facts.uid_offset, facts.init) == (seccomp, offset, True)
+    assert (facts.seccomp, facts.on_host(0), facts.init) == (seccomp, offset, True)
+    assert facts.on_host(1000) == Owner(offset.uid + 1000, offset.gid + 1000)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from spaces_platform.adapters.docker import cgroups, disks, gpus, mounts, network, selfcheck
 from spaces_platform.adapters.docker.cgroups import freezer_of, group_paths
 from spaces_platform.adapters.docker.disks import Overlay
-from spaces_platform.adapters.docker.engine import EngineFacts
+from spaces_platform.adapters.docker.engine import BRIDGE, EngineFacts
 from spaces_platform.adapters.docker.mounts import MountCall
 from spaces_platform.errors import DiskFull, Invalid, Unavailable
 
@@ -61,6 +61,12 @@ wg0\t0500D50A\t00000000\t0005\t0\t0\t0\tFFFFFFFF\t0\t0\t0
 def test_what_this_machine_has_routes_to_is_taken() -> None:
     assert network.routed_in(POOL, ROUTES) == nets("10.213.0.16/28", "10.213.0.5/32")
     assert network.routed_in(IPv4Network("172.30.0.0/16"), ROUTES) == []
+
+
+def test_only_ones_own_bridges_that_no_network_has_are_left_over() -> None:
+    networks = [{"Options": {BRIDGE: "sp0123-1"}}, {"Options": None}, {}]
+    seen = ("lo", "docker0", "sp0123-1", "sp0123-2", "sp0123-_a", "sp4567-2", "sp0123", "vsp0123-2")
+    assert network.left_over("0123abcd", seen, networks) == ["sp0123-2"]
 
 
 @given(st.integers(0, 36**8 - 1), st.integers(0, 36**8 - 1))
@@ -159,6 +165,29 @@ def test_gpus_are_read() -> None:
 def test_groups_are_read_of_both_versions() -> None:
     assert group_paths("0::/a.slice/b\n") == {"": "/a.slice/b"}
     assert group_paths("9:memory:/x\n4:cpu,cpuacct:/y\n") == {"memory": "/x", "cpu": "/y", "cpuacct": "/y"}
+
+
+@pytest.mark.parametrize(
+    ("parent", "group"),
+    [
+        ("/spaces-0123abcd", "freezer/spaces-0123abcd/{}"),
+        ("/spaces-0123abcd", "spaces-0123abcd/{}"),
+        ("spaces-0123abcd.slice", "spaces.slice/spaces-0123abcd.slice/docker-{}.scope"),
+        ("spaces-0123abcd.slice", "freezer/spaces.slice/spaces-0123abcd.slice/docker-{}.scope"),
+    ],
+)
+def test_what_runs_below_a_parent_is_found(
+    parent: str, group: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cgroups, "ROOT", tmp_path)
+    (tmp_path / group.partition("/")[0]).mkdir()
+    assert cgroups.running_below(parent) == {}
+    runs, ended, other = "a" * 64, "b" * 64, "not-a-container"
+    for name, members in ((runs, "7\n"), (ended, ""), (other, "8\n")):
+        place = tmp_path / group.format(name)
+        place.mkdir(parents=True)
+        (place / "cgroup.procs").write_text(members)
+    assert cgroups.running_below(parent) == {runs: tmp_path / group.format(runs)}
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,10 @@ import pytest
 import runtime_images
 
 ROOT = Path(__file__).resolve().parents[2]
-SOCKETS = ("/var/run/docker.sock",)
+FLAGS = tuple(os.environ.get("TEST_ENGINE_FLAGS", "").split())
+"""Of engines of our own; the tests have one then even where another answers. `--userns-remap=default`: all tests of
+containers where the engine remaps users."""
+SOCKETS = () if FLAGS else ("/var/run/docker.sock",)
 BASE = "spaces/base:bookworm"
 DOCKERFILE = f"""\
 FROM {BASE}
@@ -64,7 +67,7 @@ class Engine:
     """One dockerd that tests may stop and start."""
 
     def __init__(self, place: Path, flags: tuple[str, ...] = ()) -> None:
-        self.place, self.flags = place, flags
+        self.place, self.flags = place, (*FLAGS, *flags)
         self.url = f"unix://{place}/docker.sock"
         self.name = f"tests-{hashlib.sha256(str(place).encode()).hexdigest()[:12]}"
         self._process: subprocess.Popen[bytes] | None = None
@@ -72,6 +75,7 @@ class Engine:
     def start(self) -> None:
         """Start it and wait until it answers; one that gives up is started again, as a service manager does."""
         deadline = time.monotonic() + START_SECONDS
+        self.place.chmod(0o711)  # remapped users get to its files
         self._spawn()
         while not answers(self.url.removeprefix("unix://")):
             if time.monotonic() > deadline:

@@ -6,7 +6,12 @@ know: to it the container runs.
 
 from __future__ import annotations
 
+import os
+import re
+import signal
 import time
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from spaces_platform.errors import Unavailable
@@ -14,6 +19,8 @@ from spaces_platform.errors import Unavailable
 ROOT = Path("/sys/fs/cgroup")
 FREEZE_SECONDS = 2.0
 """A process stops where it next enters or leaves the kernel: one that waits for a slow disk takes long."""
+KILL_SECONDS = 5.0
+_CONTAINER = re.compile(r"(?:docker-)?([0-9a-f]{64})(?:\.scope)?\Z")
 
 
 def set_frozen(pid: int, container: str, frozen: bool) -> bool:
@@ -80,6 +87,39 @@ def freezer_of(text: str, container: str) -> Path | None:
     place = ROOT / "freezer" / groups["freezer"].lstrip("/") if "freezer" in groups else _unified(groups)
     # A pid is given again to others: theirs must not be touched.
     return place if container and container in place.name else None
+
+
+def running_below(parent: str) -> Mapping[str, Path]:
+    """Container -> its group, of those that run below a parent; `parent` as spec.cgroup_parent names it."""
+    place = ROOT / "freezer" if (ROOT / "freezer").is_dir() else ROOT
+    if parent.endswith(".slice"):
+        place /= f"{parent.partition('-')[0]}.slice"  # systemd puts a-b.slice into a.slice
+    place /= parent.lstrip("/")
+    names = os.listdir(place) if place.is_dir() else ()
+    found = {match[1]: place / name for name in names if (match := _CONTAINER.match(name))}
+    return {container: group for container, group in found.items() if _members(group)}
+
+
+def end(group: Path) -> bool:
+    """Kill all processes of a group, held or not; whether none is left within KILL_SECONDS."""
+    deadline = time.monotonic() + KILL_SECONDS
+    while pids := _members(group):
+        if time.monotonic() > deadline:
+            return False
+        for pid in pids:
+            with suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+        with suppress(OSError):
+            _write(group / "freezer.state", _V1[False])
+        time.sleep(0.01)
+    return True
+
+
+def _members(group: Path) -> list[int]:
+    try:
+        return [int(word) for word in (group / "cgroup.procs").read_text().split()]
+    except OSError:
+        return []  # gone
 
 
 def _unified(groups: dict[str, str]) -> Path:

@@ -30,6 +30,7 @@ from pathlib import Path
 from spaces_platform.errors import DiskFull, Invalid, Unavailable
 
 from . import mounts
+from .engine import Owner
 from .mounts import MountCall
 from .spec import HOME, Mount
 
@@ -109,8 +110,8 @@ def mounts_below(directory: str, mountinfo: str) -> list[str]:
     return found[::-1]
 
 
-def run_script(script: str, *, seconds: float = COMMAND_SECONDS) -> None:
-    """Run shell text that ends at its first error. Raises DiskFull, Unavailable."""
+def run_script(script: str, *, seconds: float = COMMAND_SECONDS, fault: str = "a disk could not be made") -> None:
+    """Run shell text that ends at its first error. Raises DiskFull, Unavailable, whose words begin with `fault`."""
     try:
         done = subprocess.run(
             ["sh", "-ec", script],
@@ -120,12 +121,12 @@ def run_script(script: str, *, seconds: float = COMMAND_SECONDS) -> None:
             stdin=subprocess.DEVNULL,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise Unavailable(f"a disk could not be made: {error}; try again") from error
+        raise Unavailable(f"{fault}: {error}; try again") from error
     if done.returncode:
         said = " ".join(done.stderr.decode("utf-8", "replace").split())[-400:]
         if "No space left" in said:
-            raise DiskFull(f"a disk could not be made: {said}; free some space")
-        raise Unavailable(f"a disk could not be made: {said}; look at the kernel's log")
+            raise DiskFull(f"{fault}: {said}; free some space")
+        raise Unavailable(f"{fault}: {said}; look at the kernel's log")
 
 
 def unmount_all(directory: Path) -> None:
@@ -152,9 +153,9 @@ class Disks:
         return path
 
     def make(
-        self, directory: Path, size: int, places: Sequence[str], layers: Sequence[str], *, user: int
+        self, directory: Path, size: int, places: Sequence[str], layers: Sequence[str], *, user: Owner
     ) -> list[Mount]:
-        """A deployment's disk, with what is to be mounted into its container. `user` is the app's, on the host.
+        """A deployment's disk, with what is to be mounted into its container; `user` is the app's.
 
         Raises DiskFull, Unavailable; Invalid where the image has a link or a file in such a place. What was done until
         then is undone by `drop`.
@@ -187,7 +188,7 @@ class Disks:
             if path.is_dir():
                 path.rmdir()
 
-    def _prepare(self, directory: Path, n: int, target: str, user: int) -> Overlay:
+    def _prepare(self, directory: Path, n: int, target: str, user: Owner) -> Overlay:
         upper, work, place = (
             directory / "disk" / f"upper-{n}",
             directory / "disk" / f"work-{n}",
@@ -196,11 +197,11 @@ class Disks:
         for path in (upper, work, place):
             path.mkdir()
         lower = inside(directory / "image", target)
-        owner, group, mode = user, user, 0o755
+        owner, mode = user, 0o755
         if lower is not None and target != HOME:
             status = lower.lstat()
-            owner, group, mode = status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)
-        os.chown(upper, owner, group)
+            owner, mode = Owner(status.st_uid, status.st_gid), stat.S_IMODE(status.st_mode)
+        os.chown(upper, owner.uid, owner.gid)
         upper.chmod(mode)
         return Overlay(target, str(lower or ""), str(upper), str(work), str(place))
 

@@ -27,8 +27,21 @@ from spaces_platform.errors import Conflict, DiskFull, Invalid, NotFound, Platfo
 TIMEOUT = 60
 """Seconds that one call may take; a start on a loaded machine is the longest."""
 PULL_SECONDS = 1800
+BRIDGE = "com.docker.network.bridge.name"
+"""The option of a network that says how the kernel is to call it."""
 _FULL = ("no space left on device", "disk quota exceeded")
 _REMAPPED = re.compile(r"/(\d+)\.(\d+)$")
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """A user and its group, as the host numbers them."""
+
+    uid: int
+    gid: int
+
+    def __str__(self) -> str:
+        return f"{self.uid}:{self.gid}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +63,12 @@ class EngineFacts:
     open_files: int = 0
     """The engine's own limit of open files, which it may not be able to exceed for a container; 0 where unknown."""
     uid_offset: int = 0
-    """Host user id of the containers' user 0 where the engine remaps users; 0 where it does not."""
+    gid_offset: int = 0
+    """Host ids of the containers' user and group 0 where the engine remaps users; 0 where it does not."""
+
+    def on_host(self, user: int) -> Owner:
+        """A container's user, whose group has the same number there, as the host knows it."""
+        return Owner(self.uid_offset + user, self.gid_offset + user)
 
 
 def facts_of(info: Mapping[str, Any]) -> EngineFacts:
@@ -71,6 +89,7 @@ def facts_of(info: Mapping[str, Any]) -> EngineFacts:
         live_restore=bool(info.get("LiveRestoreEnabled")),
         init=bool(info.get("InitBinary")),
         uid_offset=int(remapped[1]) if remapped else 0,
+        gid_offset=int(remapped[2]) if remapped else 0,
     )
 
 
@@ -185,7 +204,7 @@ class Engine:
 
     def create_network(self, name: str, bridge: str, subnet: str, labels: Mapping[str, str]) -> str:
         """A bridge of its own whose containers do not reach each other. Raises Conflict (name), Invalid (subnet)."""
-        options = {"com.docker.network.bridge.name": bridge, "com.docker.network.bridge.enable_icc": "false"}
+        options = {BRIDGE: bridge, "com.docker.network.bridge.enable_icc": "false"}
         pool = IPAMConfig(pool_configs=[IPAMPool(subnet=subnet)])
         with self._asked(f"create network {name}"):
             made = self._api.create_network(

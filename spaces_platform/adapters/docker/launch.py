@@ -39,7 +39,7 @@ class Launcher:
         self._engine, self._facts, self._settings, self._networks = engine, facts, settings, networks
         self._disks, self._volumes, self._instance, self._isolation = disks, volumes, instance, isolation
         self._parent = pure.cgroup_parent(instance, facts)
-        self._user = facts.uid_offset + settings.user
+        self._user = facts.on_host(settings.user)
         self._images = Images(engine)
 
     def launch(self, spec: DeploymentSpec, known: Known, at: float) -> Mapping[str, Any]:

@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+import re
+import socket
+import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from spaces_platform.errors import Conflict, Invalid, PlatformError, Unavailable
 
-from .engine import Engine
+from .engine import BRIDGE, Engine
 
 log = logging.getLogger(__name__)
 Subnet = ipaddress.IPv4Network
@@ -24,6 +28,7 @@ INSTANCE = "spaces.instance"
 SPACE = "spaces.space-id"
 PREFIX_LENGTH = 28
 ROUTES = Path("/proc/net/route")
+_PATH = "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin"
 _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 
 
@@ -102,10 +107,12 @@ class Networks:
         self._last: Subnet | None = None
 
     def load(self) -> None:
-        """Find what an earlier control plane made."""
+        """Find what an earlier control plane made; what is left of an engine that knows nothing of it is removed."""
         with self._lock:
             self._known = {}
-            for found in self._engine.networks():
+            networks = self._engine.networks()
+            _remove_bridges(left_over(self._instance, [name for _, name in socket.if_nameindex()], networks))
+            for found in networks:
                 labels = found.get("Labels") or {}
                 number = str(labels.get(SPACE, ""))
                 if labels.get(INSTANCE) == self._instance and number.isdigit():
@@ -175,6 +182,26 @@ class Networks:
                     raise
                 taken.add(subnet)  # another platform, or the machine itself, has just taken it
         raise Unavailable(f"no free network for {name}: {self._pool} overlaps with others; set another app_subnets")
+
+
+def left_over(instance: str, interfaces: Iterable[str], networks: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The bridges of one platform that belong to no network. Pure.
+
+    The engine would take such a one for its network of that name, as it is, and never remove it again.
+    """
+    known = {str((found.get("Options") or {}).get(BRIDGE)) for found in networks}
+    ours = re.compile(re.escape(bridge_prefix(instance)) + "[0-9a-z]+")
+    return [name for name in interfaces if ours.fullmatch(name) and name not in known]
+
+
+def _remove_bridges(names: Iterable[str]) -> None:
+    for name in names:
+        log.warning("the bridge %s is of no network that the engine knows: it is removed", name)
+        try:
+            argv = ["ip", "link", "delete", name]
+            subprocess.run(argv, check=True, capture_output=True, timeout=10, env={"PATH": _PATH})
+        except (OSError, subprocess.SubprocessError) as error:
+            log.warning("the bridge %s stays: %s", name, error)
 
 
 def _subnets(networks: Iterable[object]) -> list[Subnet]:

@@ -29,7 +29,7 @@ from .launch import Launcher
 from .network import INSTANCE, Networks, bridge_prefix
 from .output import Output
 from .settings import DockerSettings, instance_of
-from .spec import DEPLOYMENT, Labels, exit_code
+from .spec import DEPLOYMENT, Labels, cgroup_parent, exit_code
 from .volumes import DockerVolumes
 from .watcher import Watcher
 
@@ -404,6 +404,7 @@ class DockerOrchestrator:
     # --- finding again ------------------------------------------------------------------------------------------------
     def _adopt(self) -> None:
         """Take over what an earlier control plane left."""
+        self._end_forgotten()
         self.volumes.recover()
         self._networks.load()
         containers = self._found()
@@ -415,6 +416,20 @@ class DockerOrchestrator:
         for known in list(self._known.values()):
             self._look_at_adopted(known)
         self._watcher.later(lambda: empty(self._trash))
+
+    def _end_forgotten(self) -> None:
+        """End what runs in our control group and is no container of this engine.
+
+        With live-restore, apps go on when the engine gets another directory, as it does where it begins to remap users
+        or ceases to. Nobody would ever stop them, and they have their Space's volume.
+        """
+        for container, group in cgroups.running_below(cgroup_parent(self.instance, self._facts)).items():
+            try:
+                self._engine.inspect(container)
+            except NotFound:
+                log.warning("the engine knows nothing of container %s, which runs: it is ended", container[:12])
+                if not cgroups.end(group):
+                    log.warning("container %s does not end", container[:12])
 
     def _found(self) -> dict[int, tuple[str, Labels]]:
         """Deployment -> (container, labels) of all containers of this platform; half-made ones are removed."""

@@ -118,7 +118,7 @@ def _try_disk(root: Path, settings: DockerSettings, engine: EngineFacts, disks: 
     with tempfile.TemporaryDirectory(dir=root, prefix="trial-") as made:
         place = Path(made)
         try:
-            disks.make(place, TRIAL_BYTES, ("/home/user",), (), user=settings.user)
+            disks.make(place, TRIAL_BYTES, ("/home/user",), (), user=engine.on_host(settings.user))
         except (PlatformError, OSError) as error:
             return str(error)
         finally:

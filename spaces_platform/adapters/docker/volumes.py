@@ -30,6 +30,7 @@ from spaces_platform.errors import Conflict, DiskFull, NotFound, Unavailable
 from spaces_platform.ports import SNAPSHOT_NAME, Clock, VolumeUse
 
 from .disks import COMMAND_SECONDS, Disks, run_script, unmount_all
+from .engine import Owner
 
 log = logging.getLogger(__name__)
 FIFREEZE, FITHAW = 0xC0045877, 0xC0045878
@@ -38,6 +39,8 @@ KEEP = 8
 """Snapshots of one volume; a further one takes the place of the oldest."""
 SLOWEST_DISK = 20 << 20
 """Bytes a second that a disk copies at least: what takes longer is given up."""
+SLOWEST_FILES = 1000
+"""Files a second that get another owner at least, likewise."""
 _NAME = re.compile(r"[0-9]{8}T[0-9]{12}Z\Z")
 
 
@@ -111,10 +114,10 @@ class DockerVolumes:
                 shutil.rmtree(gone)
 
     # --- for the orchestrator -----------------------------------------------------------------------------------------
-    def attach(self, space_id: int, size: int, user: int) -> str:
+    def attach(self, space_id: int, size: int, user: Owner) -> str:
         """Mount the Space's volume, made or grown to `size` bytes where need be; the directory to show as /data.
 
-        Idempotent. `user` (on the host) owns a new volume's root. Raises DiskFull, Unavailable.
+        Idempotent. All that is in it belongs to `user`, the app's. Raises DiskFull, Unavailable.
         """
         with self._of(space_id) as place:
             mounted, image = place / "mounted", place / "disk.img"
@@ -132,7 +135,10 @@ class DockerVolumes:
                 self._grow_mounted(place, size)
             if not data.exists():
                 data.mkdir()
-                os.chown(data, user, user)
+                os.chown(data, user.uid, user.gid)
+            elif (now := owner_of(data)) != user:
+                log.warning("the volume of Space %d is %s's on this host: it is given to %s", space_id, now, user)
+                _give(data, user)
             return str(data)
 
     def _grow_mounted(self, place: Path, size: int) -> None:
@@ -199,6 +205,29 @@ def grow_mounted_script(image: str, size: int) -> str:
         f"device=$(losetup --noheadings --output NAME --associated {path})\n"
         'losetup --set-capacity "$device"\n'
         'resize2fs "$device" >&2\n'
+    )
+
+
+def owner_of(path: Path) -> Owner:
+    status = path.lstat()
+    return Owner(status.st_uid, status.st_gid)
+
+
+def give_script(data: str, user: Owner) -> str:
+    """From the leaves up, no link followed: the directory itself comes last, by which it is seen that all is done."""
+    return f"chown --recursive --no-dereference -P {user} -- {shlex.quote(data)}\n"
+
+
+def _give(data: Path, user: Owner) -> None:
+    """Give a volume to the user that its Space's apps now are: the engine has begun to remap users, or has ceased to.
+
+    Nobody else writes there, so nothing is lost by it. Cut short, it is done by the next start. Raises Unavailable.
+    """
+    found = os.statvfs(data)
+    run_script(
+        give_script(str(data), user),
+        seconds=COMMAND_SECONDS + (found.f_files - found.f_ffree) / SLOWEST_FILES,
+        fault=f"the volume at {data} could not be given to {user}, its app's user on this host",
     )
 
 
