@@ -1,4 +1,4 @@
-"""Mounts and loop devices by system calls: a start makes five, and as many programs take ten times as long.
+"""Mounts and loop devices by system calls: a start makes five, and as many programs take several times as long.
 
 Owns no files and no order of things: disks.py and volumes.py do. Everything needs root. Sources: mount(2), umount2(2),
 loop(4), unshare(2); numbers of ioctls from include/uapi/linux/loop.h (LOOP_CONFIGURE: Linux 5.8).
