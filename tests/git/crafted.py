@@ -48,12 +48,20 @@ def post(server: Server, space: str, content: bytes, **headers: str) -> httpx.Re
     return httpx.post(url, content=content, headers={**AUTH, **kinds, **named}, timeout=60)
 
 
+def said(packets: bytes) -> str:
+    """The text in side-band packets: one line may arrive in several, wherever git's reads of its hook fell."""
+    text, at = b"", 0
+    while size := int(packets[at : at + 4] or b"0", 16):
+        text, at = text + packets[at + 5 : at + size], at + size
+    return text.decode("utf-8", "replace")
+
+
 class Answer:
     """What a client makes of the answer to a push."""
 
     def __init__(self, content: bytes) -> None:
         hold = ReportHold(sideband=True)
-        self.remote = hold.feed(content).decode("utf-8", "replace")
+        self.remote = said(hold.feed(content))
         self.unpack, self.refs = hold.results()
 
 
