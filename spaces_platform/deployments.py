@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from sqlalchemy import bindparam
 from sqlmodel import Session, col, select
 
 from builders.diagnosis import Explanation, diagnose_run
@@ -39,6 +40,12 @@ WRONG_PORT_SECONDS = 30.0
 KEEP_LOGS = 3
 """Ended deployments of a Space whose logs are kept."""
 TAIL = 400
+# Prepared once: every pass reads it.
+_OPEN = (
+    select(Deployment)
+    .where(Deployment.space_id == bindparam("space"), col(Deployment.status).in_(OPEN))
+    .order_by(col(Deployment.id))
+)
 LOST = Explanation(
     "lost",
     "The app was ended together with the machine or the platform.",
@@ -102,8 +109,7 @@ class Deployments:
     # --- observing -------------------------------------------------------------------------------
     def open_of(self, db: Session, space_id: int) -> Sequence[Deployment]:
         """The Space's open deployments, oldest first."""
-        where = (Deployment.space_id == space_id, col(Deployment.status).in_(OPEN))
-        return db.exec(select(Deployment).where(*where).order_by(col(Deployment.id))).all()
+        return db.execute(_OPEN, {"space": space_id}).scalars().all()
 
     def refresh(
         self, space: Space, rows: Sequence[Deployment]

@@ -73,7 +73,7 @@ AFTER_WAKE_SECONDS = 30.0
 NO_GATEWAY_SECONDS = 5.0
 """Without any gateway for so long there is none."""
 
-# Prepared once, and without the columns that a pass has no use for: every wake reads both.
+# Prepared once, and without the columns that a pass has no use for: every wake reads them.
 _builds: Table = Build.__table__  # type: ignore[attr-defined]
 _BUILDS = (
     sqlalchemy.select(_builds.c.id, _builds.c.plan_id, _builds.c.status, _builds.c.generation, _builds.c.artifact)
@@ -90,6 +90,27 @@ _FAILED = (
     .order_by(_runs.c.id.desc())
     .limit(2 * lifecycle.MAX_ATTEMPTS)
 )
+_BUILT = (
+    sqlalchemy.select(
+        _builds.c.id,
+        _builds.c.commit,
+        _builds.c.plan,
+        sqlalchemy.exists().where(_runs.c.build_id == _builds.c.id).label("ran"),
+    )
+    .where(_builds.c.space_id == bindparam("space"), _builds.c.artifact == bindparam("artifact"))
+    .order_by(_builds.c.id.desc())
+    .limit(1)
+)
+_spaces: Table = Space.__table__  # type: ignore[attr-defined]
+_LINE = sqlalchemy.select(
+    sqlalchemy.select(func.count()).select_from(_runs).where(_runs.c.status == "STARTING").scalar_subquery(),
+    sqlalchemy.select(func.count())
+    .select_from(_spaces)
+    .where(_spaces.c.start_queued_at < bindparam("since"), _spaces.c.id != bindparam("space"))
+    .where(_spaces.c.purged_at.is_(None))
+    .scalar_subquery(),
+)
+"""How many start, and how many wait longer for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -376,11 +397,7 @@ class Reconciler:
         try:
             with self.store.write() as tx:
                 space = tx.get(Space, space_id)
-                build = tx.exec(
-                    select(Build)
-                    .where(Build.space_id == space_id, Build.artifact == artifact)
-                    .order_by(col(Build.id).desc())
-                ).first()
+                build = tx.execute(_BUILT, {"space": space_id, "artifact": artifact}).first()
                 if space is None or build is None:
                     return
                 if shown is not None and space.desired == "RUNNING" and space.stage != shown.stage:
@@ -390,14 +407,7 @@ class Reconciler:
                     tx.after_commit(lambda: self.feed.changed(space_id))
                     return
                 queued_at = space.start_queued_at or self.now()
-                starting = tx.exec(
-                    select(func.count()).select_from(Deployment).where(Deployment.status == "STARTING")
-                ).one()
-                ahead = tx.exec(
-                    select(func.count()).select_from(Space).where(
-                        col(Space.start_queued_at) < queued_at, Space.id != space_id, col(Space.purged_at).is_(None)
-                    )
-                ).one()  # fmt: skip
+                starting, ahead = tx.execute(_LINE, {"since": queued_at, "space": space_id}).one()
                 if starting + ahead >= self.settings.start_slots:
                     space.start_queued_at = queued_at
                     space.message = f"Waiting for a free place to start, number {ahead + 1} in line."
@@ -412,9 +422,8 @@ class Reconciler:
                 space.next_check_at = self.now() + lifecycle.LOOK_AGAIN
                 tx.add(space)
                 run = build.plan["run"]
-                earlier = tx.exec(select(Deployment.id).where(Deployment.build_id == build.id)).first()
                 deployment = Deployment(
-                    space_id=space_id, build_id=build.id, first=earlier is None, commit=build.commit, artifact=artifact,
+                    space_id=space_id, build_id=build.id, first=not build.ran, commit=build.commit, artifact=artifact,
                     plan=run, generation=generation, hardware=space.hardware,
                     created_at=self.now(), deadline=self.now() + run["start_timeout"],
                 )  # fmt: skip

@@ -245,7 +245,7 @@ class Spaces:
         return self.writes.update(space, actor, "space.sleep", change)
 
     def wake(self, *space_ids: int, actor: Actor = ANONYMOUS) -> None:
-        """Visits: idempotent and cheap for what is awake. Wakes neither the paused nor what needs its owner."""
+        """Visits: idempotent, cheap for what is awake or waking. Wakes neither the paused nor what needs its owner."""
         now = self.now()
         asleep = (
             col(Space.id).in_(space_ids),
@@ -254,14 +254,17 @@ class Spaces:
         )
         with self.store.read() as db:
             anybody = db.exec(select(Space.id).where(*asleep)).first() is not None
-        if anybody:
-            with self.store.write() as tx:
-                # Compared again inside: of a crowd that wakes one, one writes. The next look survives a kill
-                # between this row and the hint.
-                wake = update(Space).where(*asleep).values(last_active_at=now, next_check_at=now)
-                for space_id in tx.execute(wake.returning(col(Space.id))).scalars():
-                    tx.add(Event(at=now, kind="space.woken", space_id=space_id, actor_id=actor.id, actor=actor.name))
-        for space_id in space_ids:
+        if not anybody:
+            return
+        with self.store.write() as tx:
+            # Compared again inside: of a crowd that wakes one, one writes. The next look survives a kill between this
+            # row and the hint; who asks again for one that waits for its start gives no other, which would be a pass
+            # for nothing beside the starts it waits for.
+            wake = update(Space).where(*asleep).values(last_active_at=now, next_check_at=now)
+            woken = tx.execute(wake.returning(col(Space.id))).scalars().all()
+            for space_id in woken:
+                tx.add(Event(at=now, kind="space.woken", space_id=space_id, actor_id=actor.id, actor=actor.name))
+        for space_id in woken:
             self.queue.send(Task.RECONCILE, space_id)
 
     # --- inside ----------------------------------------------------------------------------------

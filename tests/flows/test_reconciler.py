@@ -168,6 +168,20 @@ def test_idle_sleeps_and_a_visit_wakes_it_with_one_start_however_many_visit(worl
     assert len([c for c in world.apps.calls if c[0] == "start"]) == starts + 1
 
 
+def test_who_visits_one_that_wakes_already_asks_for_no_other_pass(world: World) -> None:
+    space = world.create()
+    world.settle()
+    world.platform.spaces.sleep(world.space(space), world.actor)
+    world.settle()
+    world.platform.spaces.wake(space.id or 0)
+    assert list(world.queue.waiting) == [(Task.RECONCILE, space.id)]
+    world.queue.waiting.clear()
+    world.platform.spaces.wake(space.id or 0)
+    assert not world.queue.waiting
+    world.settle()  # the row itself says that it is due: the lost hint costs a moment
+    assert world.space(space).stage == "RUNNING"
+
+
 def test_asleep_stays_asleep_without_a_visit(world: World) -> None:
     space = world.create()
     world.settle()

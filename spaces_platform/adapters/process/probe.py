@@ -6,6 +6,7 @@ Any status below 500 counts as an answer: an app behind a login or without a pag
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 from dataclasses import dataclass
 
@@ -24,13 +25,18 @@ class Verdict:
 async def attempt(port: int, path: str, timeout: float, host: str = "127.0.0.1") -> Verdict:
     """Connect to an IPv4 address and send one GET. Takes `timeout` seconds at most; never raises but CancelledError."""
     writer: asyncio.StreamWriter | None = None
+    refused = Verdict(False, False, f"nothing listens on port {port} yet")
     connection = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
+        # On one machine the refusal, which is what most attempts find, is there before connect(2) returns.
+        begun = connection.connect_ex((host, port)) == errno.EINPROGRESS
+        if begun and connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ECONNREFUSED:
+            return refused
         async with asyncio.timeout(timeout):
             try:
                 await asyncio.get_running_loop().sock_connect(connection, (host, port))
             except ConnectionRefusedError:
-                return Verdict(False, False, f"nothing listens on port {port} yet")
+                return refused
             except OSError as error:
                 return Verdict(False, False, f"port {port}: {error.strerror or error}")
             reader, writer = await asyncio.open_connection(sock=connection, limit=MAX_HEAD)
