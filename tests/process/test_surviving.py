@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -60,7 +61,9 @@ def mark(orchestrator: ProcessOrchestrator, number: int) -> str:
 
 
 def test_apps_survive_a_killed_control_plane_and_are_found_again(place: Machine) -> None:
-    serving, slow = place.spec(apps.server()), place.spec(apps.server("import time; time.sleep(2)"))
+    gate = socket.create_server(("127.0.0.1", 0))
+    wait = f"import socket; socket.create_connection(('127.0.0.1', {gate.getsockname()[1]})).recv(1)"
+    serving, slow = place.spec(apps.server()), place.spec(apps.server(wait))
     dying = place.spec("import time; time.sleep(0.6); raise SystemExit(7)")
     work = json.dumps([(s.id, s.artifact_ref) for s in (serving, slow, dying)])
     control = subprocess.Popen(
@@ -79,6 +82,8 @@ def test_apps_survive_a_killed_control_plane_and_are_found_again(place: Machine)
     assert httpx.get(f"http://{seen[serving.id].endpoint}/").text == "ok"
     assert seen[slow.id].status is RunStatus.STARTING
     assert exited(orchestrator, dying.id).exit_code == 7
+    with gate, gate.accept()[0]:
+        pass  # it goes on
     ready(orchestrator, slow.id)
     orchestrator.start(serving)
     assert orchestrator.observe()[serving.id].started_at == seen[serving.id].started_at
