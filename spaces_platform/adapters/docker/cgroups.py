@@ -115,6 +115,12 @@ def end(group: Path) -> bool:
     return True
 
 
+def end_leftovers(parent: str, container: str) -> bool:
+    """End what still runs of a container below a parent; whether none is left."""
+    group = running_below(parent).get(container)
+    return group is None or end(group)
+
+
 def _members(group: Path) -> list[int]:
     try:
         return [int(word) for word in (group / "cgroup.procs").read_text().split()]
