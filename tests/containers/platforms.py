@@ -76,6 +76,7 @@ class ContainerSystem(System):
         super().__init__(
             folder,
             **{"mode": "single-host", "docker": engine, "redis": redis, "app_subnets": "10.214.0.0/16",
+               "pass_environment": "",  # containers have Pythons of their own
                **network, **settings},
         )  # fmt: skip
         self.engine = docker.DockerClient(base_url=engine, version="auto", timeout=60)
