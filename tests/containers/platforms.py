@@ -93,7 +93,10 @@ class ContainerSystem(System):
     def frozen(self, name: str) -> bool:
         row = self.rows("SELECT d.id FROM deployment d WHERE space_id = ? ORDER BY id DESC", self.space_id(name))[0]
         container = self.containers().get(row["id"])
-        return container is not None and bool(cgroups.is_frozen(container.attrs["State"]["Pid"], container.id))
+        if container is None:
+            return False
+        state = container.attrs["State"]  # paused: by the engine, under gVisor
+        return bool(state["Paused"] or cgroups.is_frozen(state["Pid"], container.id))
 
     def remove_all(self) -> None:
         """Whatever the platform left in the engine."""

@@ -21,7 +21,7 @@ from spaces_platform.adapters.docker.spec import cgroup_parent
 from spaces_platform.cli.doctor import engine as doctor
 from spaces_platform.errors import PlatformError
 from spaces_platform.ports import RunStatus
-from tests.containers.harness import SMALL, Place, alive, exited, gone, place_on, ran, ready, text
+from tests.containers.harness import SMALL, Place, alive, exited, gone, ran, ready, text
 from tests.containers.neighbourhood import HOST, LAN, METADATA, PORTS, PUBLIC, Neighbourhood, neighbourhood, settled
 from tests.containers.test_run_fence import (  # noqa: F401  as they are, on this engine
     gateway_of,
@@ -35,7 +35,6 @@ from tests.containers.test_run_freezing import (  # noqa: F401
     frozen,
     running,
     test_a_frozen_app_is_told_to_end_and_ends,
-    test_what_somebody_paused_by_the_engine_is_thawed_by_it,
 )
 from tests.containers.test_run_limits import (  # noqa: F401
     BOMB,
@@ -49,7 +48,6 @@ from tests.containers.test_run_sandbox import (  # noqa: F401
     TRY_EVERYTHING,
     test_an_app_finds_no_secret_of_another,
 )
-from tests.containers.test_run_volumes import test_what_is_written_is_there_for_the_next_platform  # noqa: F401
 from tests.process import apps
 from tests.process.harness import wait_for
 from tests.services.engine import IMAGE, copy_image, own_engine
@@ -59,16 +57,21 @@ pytestmark = pytest.mark.skipif(
     os.geteuid() != 0 or shutil.which("dockerd") is None, reason="an engine of our own needs root and docker.io"
 )
 SECONDS = 60.0
+BROKEN = "runsc-broken"
 STARTS_NOTHING = '#!/bin/sh\ncase "$*" in *" start "*) echo no >&2; exit 1;; esac\nexec {program} "$@"\n'
 
 
 @pytest.fixture(scope="module")
 def engine_url(engine_url: str) -> Iterator[str]:
-    """An engine that has gVisor, and the test image."""
+    """An engine that has gVisor, one that makes containers and starts none, and the test image."""
     with tempfile.TemporaryDirectory(prefix="dockerd-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
+        program, broken = runsc(folder), folder / "broken"
+        broken.write_text(STARTS_NOTHING.format(program=program))
+        broken.chmod(0o755)
         flags = ("--live-restore", "--default-address-pool=base=10.211.0.0/16,size=26", "--default-runtime=runsc")
-        with own_engine(folder, *flags, f"--add-runtime=runsc={runsc(folder)}") as made:
+        runtimes = (f"--add-runtime=runsc={program}", f"--add-runtime={BROKEN}={broken}")
+        with own_engine(folder, *flags, *runtimes) as made:
             copy_image(engine_url, made.url)
             yield made.url
 
@@ -175,32 +178,15 @@ def test_a_frozen_app_is_paused_by_gvisor_and_found_so_by_the_next_platform(plac
 
 
 # --- what does not work ---------------------------------------------------------------------------------------------
-@pytest.fixture
-def broken(engine_url: str) -> Iterator[str]:
-    """An engine whose gVisor makes containers and starts none, as one that is too old for its kernel."""
-    with tempfile.TemporaryDirectory(prefix="dockerd-", ignore_cleanup_errors=True) as name:
-        folder = Path(name)
-        program = folder / "fails"
-        program.write_text(
-            f'#!/bin/sh\ncase "$*" in *" start "*) echo no >&2; exit 1;; esac\nexec {runsc(folder)} "$@"\n'
-        )
-        program.chmod(0o755)
-        with own_engine(folder, f"--add-runtime=runsc={program}") as made:
-            copy_image(engine_url, made.url)
-            yield made.url
-
-
-def test_a_start_that_fails_leaves_no_process_and_doctor_says_it(broken: str, engine_url: str) -> None:
-    assert doctor.check_runtime(engine_url, "runsc", IMAGE).level == "ok"
-    assert doctor.check_runtime(engine_url, "runsc", "spaces/none:1").found.startswith("runsc, not tried")
-    told = doctor.check_runtime(broken, "runsc", IMAGE)
-    assert (told.level, told.found) == ("fail", "runsc starts no container")
-    with place_on(broken) as place:
-        orchestrator = place.orchestrator(runtime="runsc")
-        with pytest.raises(PlatformError):
-            orchestrator.start(place.spec(apps.server()))
-        facts = place.facts()
-        for parent in (cgroup_parent(place.instance, facts), cgroup_parent("doctor", facts)):
-            assert cgroups.running_below(parent) == {}
-    with docker.APIClient(base_url=broken, version="auto") as client:
+def test_a_start_that_fails_leaves_no_process_and_doctor_says_it(place: Place) -> None:
+    assert doctor.check_runtime(place.url, "runsc", IMAGE).level == "ok"
+    assert doctor.check_runtime(place.url, "runsc", "spaces/none:1").found.startswith("runsc, not tried")
+    told = doctor.check_runtime(place.url, BROKEN, IMAGE)
+    assert (told.level, told.found) == ("fail", f"{BROKEN} starts no container")
+    assert not list(cgroups.ROOT.glob("*/spaces-doctor")), "an empty group is something that outlives a check"
+    orchestrator = place.orchestrator(runtime=BROKEN)
+    with pytest.raises(PlatformError):
+        orchestrator.start(place.spec(apps.server()))
+    assert cgroups.running_below(cgroup_parent(place.instance, place.facts())) == {}
+    with docker.APIClient(base_url=place.url, version="auto") as client:
         assert client.containers(all=True) == []

@@ -116,9 +116,19 @@ def end(group: Path) -> bool:
 
 
 def end_leftovers(parent: str, container: str) -> bool:
-    """End what still runs of a container below a parent; whether none is left."""
+    """End what still runs of a container below a parent, and remove its groups; whether none of it runs."""
     group = running_below(parent).get(container)
-    return group is None or end(group)
+    ended = group is None or end(group)
+    remove_empty(f"{parent}/{container}")
+    return ended
+
+
+def remove_empty(group: str) -> None:
+    """Remove a group from every hierarchy, unless something is in it. systemd removes its own."""
+    name = group.lstrip("/")
+    for place in (ROOT / name, *ROOT.glob(f"*/{name}")):
+        with suppress(OSError):
+            place.rmdir()
 
 
 def _members(group: Path) -> list[int]:

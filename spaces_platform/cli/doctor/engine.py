@@ -183,6 +183,7 @@ def check_runtime(url: str, runtime: str, image: str) -> Check:
         finally:
             client.remove_container(made, force=True, v=True)
             cgroups.end_leftovers(parent, made)
+            cgroups.remove_empty(parent)
     return judge_trial(runtime, error, time.monotonic() - began)
 
 
