@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -76,12 +77,13 @@ class TimedBuilder:
         self._note("begin", plan)
         if "KILL" in names:
             os.kill(os.getpid(), signal.SIGKILL)
-        until = time.monotonic() + (float(source.read("SECONDS")) if "SECONDS" in names else 0.0)
+        seconds = float(source.read("SECONDS")) if "SECONDS" in names else 0.0
+        until = time.monotonic() + seconds
         while time.monotonic() < until:
             if cancelled():
                 self._note("cancelled", plan)
                 raise BuildCancelled
-            time.sleep(0.05)
+            time.sleep(max(0.05, min(seconds / 1000, 2.0)))  # one that lasts an hour is looked at less often
         (self.folder / plan.id).touch()
         self._note("end", plan)
         return Artifact(plan.id)
@@ -158,14 +160,19 @@ class Farm:
         settings = self.settings
         argv = [sys.executable, "-m", "tests.celery.farm", str(settings.data), settings.redis]
         argv += ["--slots", str(settings.build_slots), *(["--visibility", str(visibility)] if visibility else [])]
-        argv += ["--lease", str(self.lease)]
+        argv += ["--lease", str(self.lease), "--build-seconds", str(settings.build_seconds)]
         with (settings.data / f"worker{len(self.workers)}.log").open("ab") as log:
             process = subprocess.Popen(argv, cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
         self.workers.append(process)
         return process
 
-    def worker_log(self) -> str:
-        return "\n".join(path.read_text()[-9000:] for path in sorted(self.settings.data.glob("worker*.log")))
+    def worker_log(self, last: int = 9000) -> str:
+        """The ends of the workers' logs, each of so many characters; all of them with 0."""
+        return "\n".join(path.read_text()[-last:] for path in sorted(self.settings.data.glob("worker*.log")))
+
+    def received(self) -> Counter[str]:
+        """How often each message was given to a worker: once, and again where it was not acknowledged in time."""
+        return Counter(re.findall(r"spaces\.build\[([0-9a-f-]+)\] received", self.worker_log(0)))
 
     def space(self, name: str, *, owner: str = "admin", seconds: float = 0.0, **files: bytes) -> Space:
         """A new Space; its first build is queued as soon as it is reconciled."""
@@ -183,19 +190,19 @@ class Farm:
         with self.platform.store.read() as db:
             return list(db.exec(select(Build).order_by(Build.id)).all())  # type: ignore[arg-type]
 
-    def until(self, what: Callable[[], Any], seconds: float = 60.0) -> Any:
+    def until(self, what: Callable[[], Any], seconds: float = 60.0, every: float = 0.05) -> Any:
         """The first true answer; fails the test, with the workers' logs, where there is none in time."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             if value := what():
                 return value
-            time.sleep(0.05)
+            time.sleep(every)
         rows = [(b.id, b.status, b.tries, b.reason) for b in self.builds()]
         raise AssertionError(f"not within {seconds:.0f} s; builds: {rows}; workers: {self.worker_log()}")
 
-    def wait(self, count: int, seconds: float = 60.0) -> list[Build]:
+    def wait(self, count: int, seconds: float = 60.0, every: float = 0.05) -> list[Build]:
         """All builds, once there are `count` and each has ended."""
-        self.until(lambda: len(b := self.builds()) >= count and all(x.status in DONE for x in b), seconds)
+        self.until(lambda: len(b := self.builds()) >= count and all(x.status in DONE for x in b), seconds, every)
         return self.builds()
 
     def assert_each_ended_once(self) -> None:
@@ -223,10 +230,11 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--slots", type=int)
     parser.add_argument("--visibility", type=int)
     parser.add_argument("--lease", type=float)
+    parser.add_argument("--build-seconds", type=int)
     given = parser.parse_args(arguments)
     rules.LEASE_SECONDS, rules.RENEW_SECONDS = given.lease, given.lease / 4
     logging.basicConfig(level=logging.INFO)
-    settings = settings_of(given.data, given.redis, build_slots=given.slots)
+    settings = settings_of(given.data, given.redis, build_slots=given.slots, build_seconds=given.build_seconds)
     config = CeleryConfig(settings.redis, settings.queue_prefix, settings.build_seconds, given.visibility)
     return worker.serve(config, given.slots + 1, lambda: make_worker(settings))
 

@@ -76,6 +76,7 @@ class ContainerSystem(System):
         super().__init__(
             folder,
             **{"mode": "single-host", "docker": engine, "redis": redis, "app_subnets": "10.214.0.0/16",
+               "pass_environment": "",  # containers have Pythons of their own
                **network, **settings},
         )  # fmt: skip
         self.engine = docker.DockerClient(base_url=engine, version="auto", timeout=60)
@@ -92,7 +93,10 @@ class ContainerSystem(System):
     def frozen(self, name: str) -> bool:
         row = self.rows("SELECT d.id FROM deployment d WHERE space_id = ? ORDER BY id DESC", self.space_id(name))[0]
         container = self.containers().get(row["id"])
-        return container is not None and bool(cgroups.is_frozen(container.attrs["State"]["Pid"], container.id))
+        if container is None:
+            return False
+        state = container.attrs["State"]  # paused: by the engine, under gVisor
+        return bool(state["Paused"] or cgroups.is_frozen(state["Pid"], container.id))
 
     def remove_all(self) -> None:
         """Whatever the platform left in the engine."""

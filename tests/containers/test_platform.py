@@ -20,12 +20,19 @@ from tests.containers.platforms import PYTHON, ContainerSystem, keeper, python
 from tests.faults import apps
 from tests.faults.system import ROOT, until
 from tests.faults.visitors import Crowd
-from tests.services.engine import cli
+from tests.services.engine import BASE, cli, has_image
 from tests.services.redis import RedisServer
 
 pytestmark = pytest.mark.timeout(600)
 BUILD_SECONDS = 120.0
 """How long a build without downloads, and a start, may take on a busy machine."""
+OFFICIAL_PYTHON = "python:3.12-slim"
+STAND_IN = f"""\
+FROM {BASE}
+RUN apt-get update && apt-get install -y --no-install-recommends ca-certificates python3 python3-pip && \\
+    rm /usr/lib/python3*/EXTERNALLY-MANAGED && ln -s python3 /usr/bin/python
+CMD ["python3"]
+"""
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +107,58 @@ def test_the_gradio_example_greets(system: ContainerSystem) -> None:
     first, second = (log_of(system, row["id"]) for row in system.rows(builds, system.space_id("hello")))
     assert "gradio==" in first
     assert "gradio==" not in second
+
+
+@pytest.fixture
+def official_python(engine_url: str) -> Iterator[None]:
+    """The image that Dockerfiles begin with. Where there is none, and no registry, Debian's Python by its name."""
+    if has_image(engine_url, OFFICIAL_PYTHON):
+        yield
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "Dockerfile").write_text(STAND_IN)
+        done = cli(engine_url, "build", "--tag", OFFICIAL_PYTHON, folder)
+    if done.returncode:
+        pytest.skip(f"there is no {OFFICIAL_PYTHON}, and none can be made: {done.stderr.strip()[-300:]}")
+    try:
+        yield
+    finally:
+        cli(engine_url, "image", "rm", "--force", OFFICIAL_PYTHON)
+
+
+@pytest.mark.installs
+def test_the_docker_example_is_built_as_it_is_and_serves_restarted_and_woken(
+    system: ContainerSystem, official_python: None
+) -> None:
+    def greets() -> bool:
+        answer = system.get("api", "/?name=Ada")
+        return answer.status == 200 and json.loads(answer.body) == {"hello": "Ada"}
+
+    def serves(count: int) -> bool:
+        """Whether the last of so many deployments serves, alone."""
+        rows = system.rows("SELECT status FROM deployment WHERE space_id = ? ORDER BY id", system.space_id("api"))
+        ended = {row["status"] for row in rows[:-1]} <= {"GONE"}
+        return len(rows) == count and ended and system.status("api")["stage"] == "RUNNING" and greets()
+
+    system.create("api")
+    system.push("api", example("fastapi-docker"))
+    ends = ("RUNNING", "BUILD_ERROR", "RUNTIME_ERROR", "CONFIG_ERROR")
+    found = until(lambda: (seen := system.status("api"))["stage"] in ends and seen, 400, "the app runs, or will not")
+    assert found["stage"] == "RUNNING", found
+    assert greets()
+    assert "Hello from a container" in system.get("api", "/docs").text
+    system.api("POST", "/api/spaces/admin/api/restart")
+    until(lambda: serves(2), BUILD_SECONDS, "a restart")
+    system.api("POST", "/api/platform/spaces/admin/api/sleep")
+    until(lambda: system.frozen("api"), 30, "the app is frozen")
+    assert system.status("api")["stage"] == "SLEEPING"
+    assert greets()
+    until(lambda: serves(2), 30, "it is woken, and not started anew")
+    # Only code has changed: nothing is installed again.
+    system.push("api", {**example("fastapi-docker"), "notes.txt": "more"})
+    until(lambda: serves(3), BUILD_SECONDS, "the second version")
+    builds = system.rows("SELECT id FROM build WHERE space_id = ? ORDER BY id", system.space_id("api"))
+    assert ["Collecting fastapi" in log_of(system, row["id"]) for row in builds] == [True, False]
 
 
 def test_secrets_reach_the_app_and_no_image(system: ContainerSystem) -> None:

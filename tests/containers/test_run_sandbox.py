@@ -43,7 +43,7 @@ def sockets():
 status = dict(line.split(":", 1) for line in lines("/proc/self/status"))
 CLONE_NEWUSER, CLONE_NEWNS = 0x10000000, 0x20000
 print(json.dumps({
-    "status": {name: status[name].strip() for name in (
+    "status": {name: status.get(name, "0").strip() for name in (
         "Uid", "Gid", "Groups", "CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs", "Seccomp")},
     "uid_map": lines("/proc/self/uid_map")[0].split(),
     "mounts": {line.split()[1]: line.split()[3].split(",") for line in lines("/proc/mounts")},

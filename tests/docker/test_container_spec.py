@@ -61,7 +61,7 @@ CASES = {
     "gpus-gvisor": made(
         replace(SPEC, gpus=("GPU-1", "GPU-2")),
         DockerSettings(runtime="runsc", ca_bundle="/etc/company/ca.pem"),
-        EngineFacts(cgroup_driver="systemd", open_files=20000, init=False),
+        EngineFacts(cgroup_driver="systemd", open_files=20000, init=False, gvisor=frozenset({"runsc"})),
     ),
     "no-disk": made(mounts=[]),
 }
@@ -85,11 +85,29 @@ def test_no_app_is_given_more_than_it_needs(name: str) -> None:
     assert host["SecurityOpt"] == ["no-new-privileges"]
     assert not host["Privileged"]
     assert host["Memory"] == host["MemorySwap"] == RESOURCES.memory
-    assert host["PidsLimit"] == RESOURCES.processes
+    in_gvisor = [limit["Hard"] for limit in host["Ulimits"] if limit["Name"] == "nproc"]
+    assert (in_gvisor or [host["PidsLimit"]]) == [RESOURCES.processes]
     assert host["NetworkMode"] == "spaces-0123abcd-4"
     assert not any("docker.sock" in bind for bind in host["Binds"])
     assert not {"Devices", "PortBindings", "UsernsMode", "PublishAllPorts"} & set(host)
     assert config["Healthcheck"] == {"Test": ["NONE"]}
+
+
+def test_the_runtimes_that_are_gvisor_are_known_by_name_or_program() -> None:
+    info = {
+        "Runtimes": {
+            "runc": {"path": "runc"},
+            "runsc": {"path": "/usr/bin/runsc"},
+            "strict": {"path": "/opt/bin/runsc", "runtimeArgs": ["--platform=kvm"]},
+            "shim": {"runtimeType": "io.containerd.runsc.v1"},
+            "kata": {"path": "/opt/kata/bin/kata-runtime"},
+            "odd": None,
+        },
+        "DefaultRuntime": "strict",
+    }
+    facts = facts_of(info)
+    assert facts.gvisor == {"runsc", "strict", "shim"}
+    assert [facts.is_gvisor(name) for name in ("", "runc", "runsc")] == [True, False, True]
 
 
 def test_the_port_is_the_platforms_and_the_rest_the_owners() -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from spaces_platform.adapters.docker import build_fences, fence
 from spaces_platform.adapters.docker.fence import Allowed, FenceRules
+from spaces_platform.adapters.docker.names import Names
 from spaces_platform.adapters.docker.settings import DockerSettings
 from spaces_platform.cli.doctor.network import judge_build_fences
 from spaces_platform.errors import Invalid
@@ -200,3 +201,25 @@ def test_the_doctor_tells_of_other_fences(
     [check] = judge_build_fences("mineb", standing, held)
     assert check.level == level
     assert words in check.found
+
+
+def test_behind_systemd_resolved_the_servers_are_those_that_it_asks(tmp_path: Path) -> None:
+    stub, upstream = tmp_path / "resolv.conf", tmp_path / "upstream"
+    assert fence.resolv_conf(stub, upstream) == ""
+    stub.write_text("# made by systemd\nnameserver 127.0.0.53\noptions edns0\n")
+    assert fence.name_servers(fence.resolv_conf(stub, upstream)) == ()
+    upstream.write_text("nameserver 192.168.1.1\n")
+    assert fence.name_servers(fence.resolv_conf(stub, upstream)) == ("192.168.1.1",)
+    stub.write_text("nameserver 127.0.0.53\nnameserver 10.0.0.53\n")
+    assert fence.name_servers(fence.resolv_conf(stub, upstream)) == ("10.0.0.53",)
+
+
+def test_apps_under_gvisor_are_told_the_same_servers_or_why_there_are_none(tmp_path: Path) -> None:
+    source, names = tmp_path / "source", Names(tmp_path / "theirs", tmp_path / "source")
+    source.write_text("search lan\nnameserver 10.0.0.53\nnameserver ::1\nnameserver 127.0.0.1\n")
+    assert names.refresh() == ""
+    assert names.path.read_text() == "nameserver 10.0.0.53\n"
+    source.write_text("nameserver 127.0.0.1\n")
+    assert "loopback" in names.refresh()
+    assert names.path.read_text() == ""
+    assert "could not be written" in Names(tmp_path / "none/theirs", source).refresh()

@@ -236,3 +236,11 @@ def test_what_is_lacking_is_said(engine: EngineFacts, fence_fault: str, safe: bo
     found = selfcheck.Findings(engine, "runc", fence_fault)
     assert found.safe_for_strangers is safe
     assert any(lacking in words for words in found.as_port().lacks)
+
+
+def test_under_gvisor_an_app_has_its_own_kernel_and_must_be_able_to_ask_for_names() -> None:
+    engine = EngineFacts(seccomp=False, runtimes=("runc", "runsc"), gvisor=frozenset({"runsc"}))
+    found = selfcheck.Findings(engine, "runsc", names_fault="nobody to ask")
+    assert found.safe_for_strangers
+    assert "a kernel of its own for each app (gVisor)" in found.as_port().holds
+    assert "apps resolve no names: nobody to ask" in found.as_port().lacks

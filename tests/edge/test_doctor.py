@@ -15,6 +15,7 @@ from spaces_platform.cli.doctor import Check, engine, groups_of, machine, networ
 from spaces_platform.cli.doctor.check import has_fix, version_of
 from spaces_platform.settings import Settings
 from tests.edge.servers import Postgres, Redis
+from tests.services.engine import IMAGE
 
 ENGINE = engine.EngineFacts(
     version="28.2.2",
@@ -113,7 +114,9 @@ def test_the_engine(
 @pytest.mark.parametrize(
     ("check", "level", "words"),
     [
-        (engine.judge_runtime(ENGINE, "runc"), "ok", "runc"),
+        (engine.judge_trial("runsc", "", 0.84), "ok", "within 0.8 s"),
+        (engine.judge_trial("runsc", "cannot run with network enabled in root network namespace", 1), "fail", "6.11"),
+        (engine.judge_trial("runsc", "its container ends with 1", 1), "fail", "It said: its container ends with 1"),
         (engine.judge_runtime(ENGINE, "runsc"), "fail", "'runsc'"),
         (engine.judge_no_answer("unix:///x", "Permission denied"), "fail", "as good as root"),
         (engine.judge_no_answer("unix:///x", "No such file"), "fail", "systemctl start docker"),
@@ -293,10 +296,11 @@ def test_a_postgres_that_is_not_there() -> None:
 
 @pytest.mark.containers
 def test_the_engine_that_runs_here(engine_url: str) -> None:
-    found = {check.name: check for check in engine.check_engine(engine_url, "")}
-    assert {"engine", "runc", "cgroups", "storage", "seccomp", "buildkit", "networks"} <= set(found)
+    found = {check.name: check for check in engine.check_engine(engine_url, "runc", IMAGE)}
+    assert {"engine", "runc", "cgroups", "storage", "seccomp", "buildkit", "networks", "runtime"} <= set(found)
     assert found["buildkit"].level == "ok", found["buildkit"]
     assert found["seccomp"].level == "ok"
+    assert "starts and ends" in found["runtime"].found
 
 
 @pytest.mark.containers
@@ -313,7 +317,7 @@ def test_checking_leaves_no_image_behind(engine_url: str) -> None:
 
 
 def test_an_engine_that_is_not_there(tmp_path: Path) -> None:
-    (found,) = engine.check_engine(f"unix://{tmp_path}/none.sock", "")
+    (found,) = engine.check_engine(f"unix://{tmp_path}/none.sock", "", "")
     assert (found.name, found.level) == ("engine", "fail")
 
 

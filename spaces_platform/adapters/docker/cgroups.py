@@ -115,6 +115,22 @@ def end(group: Path) -> bool:
     return True
 
 
+def end_leftovers(parent: str, container: str) -> bool:
+    """End what still runs of a container below a parent, and remove its groups; whether none of it runs."""
+    group = running_below(parent).get(container)
+    ended = group is None or end(group)
+    remove_empty(f"{parent}/{container}")
+    return ended
+
+
+def remove_empty(group: str) -> None:
+    """Remove a group from every hierarchy, unless something is in it. systemd removes its own."""
+    name = group.lstrip("/")
+    for place in (ROOT / name, *ROOT.glob(f"*/{name}")):
+        with suppress(OSError):
+            place.rmdir()
+
+
 def _members(group: Path) -> list[int]:
     try:
         return [int(word) for word in (group / "cgroup.procs").read_text().split()]

@@ -24,6 +24,8 @@ from docker.types import IPAMConfig, IPAMPool
 
 from spaces_platform.errors import Conflict, DiskFull, Invalid, NotFound, PlatformError, Unavailable
 
+from .gvisor import is_gvisor
+
 TIMEOUT = 60
 """Seconds that one call may take; a start on a loaded machine is the longest."""
 PULL_SECONDS = 1800
@@ -55,6 +57,8 @@ class EngineFacts:
     cgroup_version: str = "2"
     runtimes: tuple[str, ...] = ("runc",)
     default_runtime: str = "runc"
+    gvisor: frozenset[str] = frozenset()
+    """Those of the runtimes that are gVisor."""
     seccomp: bool = True
     apparmor: bool = False
     live_restore: bool = True
@@ -66,6 +70,10 @@ class EngineFacts:
     gid_offset: int = 0
     """Host ids of the containers' user and group 0 where the engine remaps users; 0 where it does not."""
 
+    def is_gvisor(self, runtime: str) -> bool:
+        """Whether containers of a runtime (empty: the default) run under gVisor."""
+        return (runtime or self.default_runtime) in self.gvisor
+
     def on_host(self, user: int) -> Owner:
         """A container's user, whose group has the same number there, as the host knows it."""
         return Owner(self.uid_offset + user, self.gid_offset + user)
@@ -76,14 +84,16 @@ def facts_of(info: Mapping[str, Any]) -> EngineFacts:
     options = [str(option) for option in info.get("SecurityOptions") or ()]
     root = str(info.get("DockerRootDir", ""))
     remapped = _REMAPPED.search(root) if any("userns" in option for option in options) else None
+    runtimes: Mapping[str, Any] = info.get("Runtimes") or {}
     return EngineFacts(
         version=str(info.get("ServerVersion", "")),
         root=root,
         storage=str(info.get("Driver", "")),
         cgroup_driver=str(info.get("CgroupDriver", "")),
         cgroup_version=str(info.get("CgroupVersion", "1")),
-        runtimes=tuple(sorted(info.get("Runtimes") or ())),
+        runtimes=tuple(sorted(runtimes)),
         default_runtime=str(info.get("DefaultRuntime", "")),
+        gvisor=frozenset(name for name, found in runtimes.items() if is_gvisor(name, found or {})),
         seccomp=any("seccomp" in option and "unconfined" not in option for option in options),
         apparmor=any("apparmor" in option for option in options),
         live_restore=bool(info.get("LiveRestoreEnabled")),
@@ -269,6 +279,8 @@ def _translated(what: str, error: APIError) -> PlatformError:
     words = f"{what}: {said}"
     if any(text in said for text in _FULL):
         return DiskFull(f"{words}; free some space on the engine's disk")
+    if said.endswith("is not paused"):  # 500, in older engines
+        return Conflict(words)
     kind: type[PlatformError] = {400: Invalid, 403: Invalid, 404: NotFound, 409: Conflict}.get(
         int(error.status_code or 500), Unavailable
     )

@@ -33,6 +33,9 @@ NOT_PUBLIC = (
 )  # fmt: skip
 """IPv4 addresses that are not of the public internet: private, shared, link-local (metadata), test, multicast."""
 DEFAULT_BRIDGE = "docker0"
+RESOLV_CONF = Path("/etc/resolv.conf")
+STUB, UPSTREAM = "127.0.0.53", Path("/run/systemd/resolve/resolv.conf")
+"""Where systemd-resolved answers, and the file in which it says whom it asks. See systemd-resolved(8)."""
 PORTS_PER_RULE = 15
 """What the multiport match takes."""
 _PATH = "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin"
@@ -81,6 +84,16 @@ def fence_of(settings: DockerSettings, interfaces: tuple[str, ...]) -> FenceRule
     if any(not 1 <= port <= 65535 for port in settings.egress_ports):
         raise Invalid(f"egress_ports {settings.egress_ports} are not all between 1 and 65535")
     return FenceRules(interfaces, settings.egress_ports, tuple(map(parse_allow, settings.egress_allow)))
+
+
+def resolv_conf(path: Path = RESOLV_CONF, upstream: Path = UPSTREAM) -> str:
+    """The text that the engine takes its name servers from; empty where there is none.
+
+    Where the only one is systemd-resolved's, on an address of its own, the engine asks those behind it.
+    """
+    text = path.read_text() if path.exists() else ""
+    words = [line.split()[1:2] for line in text.splitlines() if line.startswith("nameserver")]
+    return upstream.read_text() if words == [[STUB]] and upstream.exists() else text
 
 
 def name_servers(resolv_conf: str) -> tuple[str, ...]:
@@ -175,16 +188,16 @@ def missing() -> str:
 class Fence:
     """One fence, put up and kept up. Safe to call from any thread."""
 
-    def __init__(self, name: str, rules: FenceRules, resolv_conf: Path = Path("/etc/resolv.conf")) -> None:
+    def __init__(self, name: str, rules: FenceRules, names: Path = RESOLV_CONF) -> None:
         """`name`: up to 12 letters and digits; two fences of one name are one."""
         if not name.isalnum() or len(name) > 12:
             raise ValueError(f"{name!r} cannot name a fence")
-        self.name, self.rules, self._resolv_conf = name, rules, resolv_conf
+        self.name, self.rules, self._resolv_conf = name, rules, names
         self._lock = threading.Lock()
 
     def ensure(self) -> None:
         """Put everything in place that is not. Idempotent; existing connections live on. Raises Unavailable."""
-        servers = name_servers(self._resolv_conf.read_text()) if self._resolv_conf.exists() else ()
+        servers = name_servers(resolv_conf(self._resolv_conf))
         with self._lock:
             self._apply("iptables", rules_v4(self.name, self.rules, servers))
             self._apply("ip6tables", rules_v6(self.name))

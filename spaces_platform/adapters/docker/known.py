@@ -42,6 +42,8 @@ class Known:
     """Its init, as the host numbers it; 0 where unknown."""
     paused: bool = False
     """Frozen by the engine, which alone can thaw it then."""
+    in_gvisor: bool = False
+    """See gvisor.py."""
     starting: bool = False
     """`start` is still at work on it."""
     stopping: bool = False

@@ -11,11 +11,13 @@ from typing import Any
 from spaces_platform.errors import Conflict, Invalid, NotFound, Unavailable
 from spaces_platform.ports import DeploymentSpec
 
+from . import cgroups
 from . import spec as pure
 from .disks import Disks
 from .engine import Engine, EngineFacts
 from .images import Images
 from .known import Known
+from .names import Names
 from .network import Networks
 from .settings import DockerSettings
 from .spec import ImageFacts, Labels, Mount
@@ -23,7 +25,7 @@ from .volumes import DockerVolumes
 
 
 class Launcher:
-    """`disks` and `volumes` are None where this machine cannot have them."""
+    """`disks` and `volumes` are None where this machine cannot have them, `names` where apps need none of ours."""
 
     def __init__(
         self,
@@ -33,11 +35,13 @@ class Launcher:
         networks: Networks,
         disks: Disks | None,
         volumes: DockerVolumes | None,
+        names: Names | None,
         instance: str,
         isolation: str,
     ) -> None:
         self._engine, self._facts, self._settings, self._networks = engine, facts, settings, networks
-        self._disks, self._volumes, self._instance, self._isolation = disks, volumes, instance, isolation
+        self._disks, self._volumes, self._names = disks, volumes, names
+        self._instance, self._isolation = instance, isolation
         self._parent = pure.cgroup_parent(instance, facts)
         self._user = facts.on_host(settings.user)
         self._images = Images(engine)
@@ -51,6 +55,8 @@ class Launcher:
         pure.check(spec, image, spec.argv, spec.env)
         known.directory.mkdir(exist_ok=True)
         mounts = self._mounts(spec, image, known)
+        if self._names is not None:
+            mounts.append(Mount(str(self._names.path), pure.RESOLV_CONF, read_only=True))
         labels = Labels(
             self._instance, spec.id, spec.space_id, spec.app_port, spec.base_path, at, spec.resources.log_bytes,
             self._isolation,
@@ -68,6 +74,7 @@ class Launcher:
         facts = self._engine.inspect(known.container)
         known.mark("started", at)
         known.pid = int(facts["State"].get("Pid") or 0)
+        known.in_gvisor = self._facts.is_gvisor(str(facts["HostConfig"].get("Runtime") or ""))
         networks = (facts.get("NetworkSettings") or {}).get("Networks") or {}
         known.host = str((networks.get(network) or {}).get("IPAddress") or "")
         state: Mapping[str, Any] = facts["State"]
@@ -111,4 +118,6 @@ class Launcher:
         except BaseException:
             container, known.container = known.container, ""
             self._engine.remove(container)
+            # The engine takes a runtime that failed for one that has left nothing. gVisor's processes wait on.
+            cgroups.end_leftovers(self._parent, container)
             raise

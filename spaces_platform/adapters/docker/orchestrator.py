@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,6 +27,7 @@ from .events import Follower
 from .fence import Fence, fence_of
 from .known import Known, marked
 from .launch import Launcher
+from .names import Names
 from .network import INSTANCE, Networks, bridge_prefix
 from .output import Output
 from .settings import DockerSettings, instance_of
@@ -68,11 +70,15 @@ class DockerOrchestrator:
         self._disks = Disks(self._root)
         self.volumes = DockerVolumes(self._root / "volumes", self._disks, clock, in_use=self._uses_volume)
         self._fence = Fence(self.instance, fence_of(self._settings, (f"{bridge_prefix(self.instance)}+",)))
-        self._isolation = selfcheck.check(self._root, self._settings, self._facts, self._fence, self._disks)
+        self._names = Names(self._root / "resolv.conf")
+        self._isolation = selfcheck.check(
+            self._root, self._settings, self._facts, self._fence, self._disks, self._names
+        )
         self._launcher = Launcher(
             self._engine, self._facts, self._settings, self._networks,
             self._disks if self._isolation.disks else None,
             self.volumes if self._isolation.disks else None,
+            self._names if self._isolation.in_gvisor and not self._isolation.names_fault else None,
             self.instance, self._isolation.words,
         )  # fmt: skip
         self._watcher = Watcher(self._settings, self._became_ready, self._was_probed, self._listens_elsewhere)
@@ -147,6 +153,8 @@ class DockerOrchestrator:
             if grace <= 0:
                 self._kill(known)
                 return
+            if known.in_gvisor:
+                self._let_go(known)  # it takes no signal while it is held
             self._engine.kill(container, "SIGTERM")
             self._let_go(known)  # now that it has the signal
             self._watcher.later(lambda: self._kill(known), grace)
@@ -184,7 +192,7 @@ class DockerOrchestrator:
         if known is None:
             return
         try:
-            if not cgroups.set_frozen(known.pid, known.container, True):
+            if known.in_gvisor or not cgroups.set_frozen(known.pid, known.container, True):
                 self._engine.pause(known.container)
         except (NotFound, Conflict) as error:
             log.info("deployment %d is not frozen: %s", deployment_id, error)
@@ -200,7 +208,7 @@ class DockerOrchestrator:
         if known is None:
             return
         try:
-            if known.paused or not cgroups.set_frozen(known.pid, known.container, False):
+            if known.paused or known.in_gvisor or not cgroups.set_frozen(known.pid, known.container, False):
                 self._engine.unpause(known.container)
         except (NotFound, Conflict) as error:
             log.info("deployment %d is not thawed: %s", deployment_id, error)
@@ -209,8 +217,16 @@ class DockerOrchestrator:
         self._move(known, RunStatus.FROZEN, RunStatus.READY)
 
     def _let_go(self, known: Known) -> None:
-        """Thaw what is to end. One that the engine has frozen it thaws itself, with the signal that it is asked for."""
-        cgroups.set_frozen(known.pid, known.container, False)
+        """Thaw what is to end. One that the engine has frozen it thaws itself, with the signal that it is asked for.
+
+        Unless that is in gVisor, where the signal is refused.
+        """
+        container = known.container
+        if not known.in_gvisor:
+            cgroups.set_frozen(known.pid, container, False)
+        elif container:
+            with suppress(NotFound, Conflict):  # is not there, or not held
+                self._engine.unpause(container)
 
     def _kill(self, known: Known) -> None:
         self._let_go(known)  # the engine waits for its end
@@ -324,7 +340,7 @@ class DockerOrchestrator:
                     return
                 known.pid, known.paused = int(state.get("Pid") or 0), bool(state.get("Paused"))
             frozen = cgroups.is_frozen(known.pid, container)
-            frozen = known.paused if frozen is None else frozen
+            frozen = known.paused if frozen is None or known.in_gvisor else frozen
             self._move(known, *((RunStatus.READY, RunStatus.FROZEN) if frozen else (RunStatus.FROZEN, RunStatus.READY)))
         elif state.get("Status") != "created":
             self._ended(known, container, state)
@@ -468,6 +484,7 @@ class DockerOrchestrator:
             number, labels.space_id, labels.port, labels.base_path, directory,
             Output(directory / "log", labels.log_bytes), seen, container=container, host=host,
             pid=int((facts.get("State") or {}).get("Pid") or 0),
+            in_gvisor=self._facts.is_gvisor(str((facts.get("HostConfig") or {}).get("Runtime") or "")),
             stopping=marked(directory, "stop") is not None, forgetting=marked(directory, "forget") is not None,
         )  # fmt: skip
 
@@ -517,6 +534,8 @@ class DockerOrchestrator:
         self._clear_leftovers()
         if self._isolation.fence:
             self._fence.ensure()
+        if self._isolation.in_gvisor:
+            self._names.refresh()
         self._networks.trim(self._spaces_in_use)
 
     def _spaces_in_use(self) -> set[int]:

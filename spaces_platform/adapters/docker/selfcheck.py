@@ -21,6 +21,7 @@ from . import fence_trial
 from .disks import Disks
 from .engine import EngineFacts, peer
 from .fence import Fence
+from .names import Names
 from .settings import DockerSettings
 
 log = logging.getLogger(__name__)
@@ -37,6 +38,12 @@ class Findings:
     """Why apps are not kept from the host and from private addresses; empty where they are."""
     disk_fault: str = ""
     """Why what an app writes has no limit; empty where it has."""
+    names_fault: str = ""
+    """Why apps under gVisor resolve no names; empty where apps do."""
+
+    @property
+    def in_gvisor(self) -> bool:
+        return self.engine.is_gvisor(self.runtime)
 
     @property
     def fence(self) -> bool:
@@ -58,7 +65,7 @@ class Findings:
     @property
     def safe_for_strangers(self) -> bool:
         """Whether code of people who are not trusted may run here."""
-        return self.fence and (self.engine.seccomp or self.runtime == "runsc")
+        return self.fence and (self.engine.seccomp or self.in_gvisor)
 
     def as_port(self) -> Isolation:
         holds, lacks = [], []
@@ -71,7 +78,7 @@ class Findings:
             (self.fence, "no way to the host, private addresses and other Spaces; few ports outside",
              f"apps reach the host and the networks around it: {self.fence_fault}"),
             (self.disks, "a disk of fixed size", f"what an app writes has no limit: {self.disk_fault}"),
-            (self.runtime == "runsc", "a kernel of its own for each app (gVisor)",
+            (self.in_gvisor, "a kernel of its own for each app (gVisor)",
              "apps share the host's kernel; install gVisor and set container_runtime=runsc for hostile strangers"),
             (self.engine.live_restore, "apps go on while the engine restarts",
              "a restart of the engine ends all apps; start dockerd with --live-restore"),
@@ -80,17 +87,27 @@ class Findings:
                 holds.append(good)
             else:
                 lacks.append(bad)
+        if self.names_fault:
+            lacks.append(f"apps resolve no names: {self.names_fault}")
         return Isolation("container", self.words, tuple(holds), tuple(lacks))
 
 
-def check(root: Path, settings: DockerSettings, engine: EngineFacts, fence: Fence, disks: Disks) -> Findings:
-    """Try the fence and a disk. Raises Invalid where a runtime is asked for that the engine does not have."""
+def check(
+    root: Path, settings: DockerSettings, engine: EngineFacts, fence: Fence, disks: Disks, names: Names
+) -> Findings:
+    """Try the fence, a disk and, under gVisor, the names.
+
+    Raises Invalid where a runtime is asked for that the engine does not have.
+    """
     runtime = settings.runtime or engine.default_runtime
     if runtime not in engine.runtimes:
         known = ", ".join(engine.runtimes)
         raise Invalid(f"container_runtime {runtime!r} is not known to the engine, which has {known}; install it")
-    found = Findings(engine, runtime, _try_fence(settings, fence), _try_disk(root, settings, engine, disks))
-    for fault in (found.fence_fault, found.disk_fault):
+    found = Findings(
+        engine, runtime, _try_fence(settings, fence), _try_disk(root, settings, engine, disks),
+        (_elsewhere(settings.url, root) or names.refresh()) if engine.is_gvisor(runtime) else "",
+    )  # fmt: skip
+    for fault in (found.fence_fault, found.disk_fault, found.names_fault):
         if fault:
             log.warning("isolation of apps: %s", fault)
     return found

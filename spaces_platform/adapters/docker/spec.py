@@ -15,6 +15,7 @@ from typing import Any
 from spaces_platform.errors import Invalid
 from spaces_platform.ports import DeploymentSpec
 
+from . import gvisor
 from .engine import EngineFacts
 from .network import INSTANCE, SPACE
 from .settings import DockerSettings
@@ -22,6 +23,7 @@ from .settings import DockerSettings
 DEPLOYMENT = "spaces.deployment"
 HOME = "/home/user"
 DATA = "/data"
+RESOLV_CONF = "/etc/resolv.conf"
 CA_BUNDLE = "/etc/spaces/ca.crt"
 CA_VARIABLES = (
     "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "PIP_CERT", "NODE_EXTRA_CA_CERTS", "GIT_SSL_CAINFO",
@@ -204,6 +206,7 @@ def host_config(
 ) -> dict[str, Any]:
     """What the container may use of the host, which is as little as can be."""
     limits = spec.resources
+    in_gvisor = engine.is_gvisor(settings.runtime)
     files = min(settings.open_files, engine.open_files or settings.open_files)
     binds = [*map(str, mounts)]
     if settings.ca_bundle:
@@ -232,10 +235,12 @@ def host_config(
         # Not NanoCpus: that is refused where it is more than the machine has.
         "CpuPeriod": CPU_PERIOD,
         "CpuQuota": max(int(limits.cpus * CPU_PERIOD), 1000),
-        "PidsLimit": limits.processes,
+        "PidsLimit": gvisor.host_tasks(limits.processes) if in_gvisor else limits.processes,
         "Ulimits": [
             {"Name": "core", "Soft": 0, "Hard": 0},
             {"Name": "nofile", "Soft": files, "Hard": files},
+            # Elsewhere it would count all apps together, which are one user of the host.
+            *([{"Name": "nproc", "Soft": limits.processes, "Hard": limits.processes}] if in_gvisor else ()),
         ],
         "OomScoreAdj": OOM_SCORE,
         "Init": engine.init,

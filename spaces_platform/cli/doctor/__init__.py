@@ -48,7 +48,7 @@ def groups_of(settings: Settings) -> list[Group]:
     if s.orchestrator == "docker":
         groups += [
             ("kernel", machine.check_kernel),
-            ("engine", lambda: engine.check_engine(s.docker, s.container_runtime)),
+            ("engine", lambda: engine.check_engine(s.docker, s.container_runtime, s.base_image)),
         ]
         if s.docker.startswith("unix:"):
             groups += [("packet filter", network.check_filter)]

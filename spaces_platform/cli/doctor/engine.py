@@ -10,7 +10,9 @@ import os
 import re
 import shutil
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from spaces_platform.cli.doctor.check import Check, Version, fail, has_fix, ok, 
 
 ENGINE_SECONDS = 5
 BUILD_SECONDS = 20.0
+TRIAL_SECONDS = 20
 ENGINE_FLOOR = (20, 10, 0)
 """The first engine whose own BuildKit has secret mounts and whose API (1.41) speaks of cgroup v2."""
 NETWORKS = 256
@@ -67,12 +70,14 @@ class EngineFacts:
 
 
 # --- effects ------------------------------------------------------------------------------------
-def check_engine(url: str, runtime: str) -> list[Check]:
-    """Every check of the engine at `url`; one failed check where it does not answer."""
+def check_engine(url: str, runtime: str, image: str) -> list[Check]:
+    """Every check of the engine at `url`; one failed check where it does not answer. `image`: for a trial."""
     facts = gather(url)
     if isinstance(facts, Check):
         return [facts]
     checks = [*judge_all(facts, runtime), check_buildkit(url)]
+    if runtime in facts.runtimes:
+        checks.append(check_runtime(url, runtime, image))
     if facts.is_local and os.path.isdir(facts.root):
         from spaces_platform.cli.doctor.machine import check_disk
 
@@ -152,6 +157,36 @@ def check_buildkit(url: str) -> Check:
     return judge_no_buildkit(tried)
 
 
+def check_runtime(url: str, runtime: str, image: str) -> Check:
+    """Whether a container of a runtime starts and ends, with a network as apps have one. Nothing of it is left."""
+    import docker
+    from docker.errors import DockerException, ImageNotFound
+    from requests.exceptions import RequestException
+
+    from spaces_platform.adapters.docker import cgroups, spec
+    from spaces_platform.adapters.docker.engine import facts_of as app_facts
+
+    began = time.monotonic()
+    with closing(docker.APIClient(base_url=url, version="auto", timeout=TRIAL_SECONDS)) as client:
+        parent = spec.cgroup_parent("doctor", app_facts(client.info()))
+        host = {"Runtime": runtime, "CgroupParent": parent, "NetworkMode": "bridge"}
+        try:
+            made = client.create_container_from_config({"Image": image, "Cmd": ["true"], "HostConfig": host})["Id"]
+        except ImageNotFound:
+            return ok("runtime", f"{runtime}, not tried: there is no image {image} yet")
+        try:
+            client.start(made)
+            code = int(client.wait(made, timeout=TRIAL_SECONDS)["StatusCode"])
+            error = f"its container ends with {code}" if code else ""
+        except (DockerException, RequestException) as exc:
+            error = str(getattr(exc, "explanation", None) or exc)
+        finally:
+            client.remove_container(made, force=True, v=True)
+            cgroups.end_leftovers(parent, made)
+            cgroups.remove_empty(parent)
+    return judge_trial(runtime, error, time.monotonic() - began)
+
+
 def docker_programs() -> Sequence[str]:
     """Every `docker` on the search path: the first is not always one that can build."""
     found = (shutil.which("docker", path=folder) for folder in os.get_exec_path())
@@ -169,7 +204,7 @@ def judge_all(facts: EngineFacts, runtime: str) -> list[Check]:
         judge_users(facts),
         judge_live_restore(facts),
         judge_networks(facts),
-        *([judge_runtime(facts, runtime)] if runtime else []),
+        *([judge_runtime(facts, runtime)] if runtime and runtime not in facts.runtimes else []),
     ]
 
 
@@ -273,9 +308,19 @@ def judge_networks(facts: EngineFacts) -> Check:
     return warn("networks", found, f"Each awake Space has one. Set {pool} in /etc/docker/daemon.json, and restart it.")
 
 
+def judge_trial(runtime: str, error: str, seconds: float) -> Check:
+    if not error:
+        return ok("runtime", f"{runtime}: a container starts and ends within {seconds:.1f} s")
+    if "root network namespace" in error:  # google/gvisor issue 10704
+        fix = "This gVisor is older than the kernel: since Linux 6.11, a release of August 2024 or later is needed."
+    else:
+        fix = (
+            f"No app starts with it. Set it right, or take it out of SPACES_CONTAINER_RUNTIME. It said: {error[-300:]}"
+        )
+    return fail("runtime", f"{runtime} starts no container", fix)
+
+
 def judge_runtime(facts: EngineFacts, runtime: str) -> Check:
-    if runtime in facts.runtimes:
-        return ok("runtime", runtime)
     known = ", ".join(facts.runtimes)
     fix = (
         f"Install it and name it in /etc/docker/daemon.json, or set SPACES_CONTAINER_RUNTIME to one of these: {known}."
