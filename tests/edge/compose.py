@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -24,14 +24,19 @@ UP_SECONDS = 240
 BUILD_SECONDS = 900
 
 
-def compose_command() -> list[str]:
-    """Compose 1.29 or 2, whichever is here; skips where neither is."""
-    if shutil.which("docker-compose"):
-        return ["docker-compose"]
-    found = subprocess.run([docker_cli(), "compose", "version"], capture_output=True, timeout=30)
-    if found.returncode:
+def compose_commands() -> list[list[str]]:
+    """Every Compose that is here, or the one that SPACES_TEST_COMPOSE names; 2 before 1.29. Skips where none is."""
+    if named := os.environ.get("SPACES_TEST_COMPOSE", "").split():
+        return [named]
+    known = ([docker_cli(), "compose"], ["docker-compose"])
+    found = [command for command in known if shutil.which(command[0]) and _answers(command)]
+    if not found:
         pytest.skip("Compose is not installed: apt install docker-compose")
-    return [docker_cli(), "compose"]
+    return found
+
+
+def _answers(command: list[str]) -> bool:
+    return subprocess.run([*command, "version"], capture_output=True, timeout=60).returncode == 0
 
 
 @dataclass
@@ -45,7 +50,7 @@ class Composed:
     port: int
     """Of TLS, on all addresses of this machine."""
     gateway: int
-    command: list[str] = field(default_factory=compose_command)
+    command: list[str]
 
     def compose(self, *words: str, check: bool = True) -> str:
         """Run a command of Compose; its output. What a failed one said is shown."""
@@ -77,12 +82,14 @@ class Composed:
 @contextmanager
 def composed(engine: str, folder: Path) -> Iterator[Composed]:
     """Images built, all services up and healthy. At the end nothing of it is left but the engine's build cache."""
-    command = compose_command()
+    command = compose_commands()[0]
     _build(engine, "runtime_images.platform", "--prefix", PREFIX)
     _build(engine, "runtime_images", "build", "static", "static-build")
     ask, gateway, plain, port, registry = (free_port() for _ in range(5))
     env = {
-        "PATH": os.environ["PATH"], "HOME": str(folder), "DOCKER_HOST": engine,
+        # Compose 2 is a plugin of the client, which may lie in the user's own directory.
+        **{name: os.environ[name] for name in ("PATH", "HOME", "DOCKER_CONFIG") if name in os.environ},
+        "DOCKER_HOST": engine,
         "SPACES_IMAGES": PREFIX, "SPACES_DATA": str(folder / "data"), "SPACES_NETWORK": f"172.30.{port % 256}",
         "SPACES_ENGINE_SOCKET": engine.removeprefix("unix://"), "SPACES_ENGINE_DATA": _root(engine),
         "SPACES_PORT": str(gateway), "SPACES_ASK_PORT": str(ask), "SPACES_REGISTRY_PORT": str(registry),

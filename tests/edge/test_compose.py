@@ -17,7 +17,7 @@ import yaml
 
 from runtime_images.platform.__main__ import TARGETS, build_argv, version
 from spaces_platform.settings import Settings
-from tests.edge.compose import ROOT, compose_command
+from tests.edge.compose import ROOT, compose_commands
 
 TEXT = (ROOT / "compose.yaml").read_text()
 COMPOSE: dict[str, Any] = yaml.safe_load(TEXT)
@@ -136,16 +136,18 @@ def test_all_that_caddy_can_be_told_reaches_it() -> None:
 
 
 def test_compose_takes_the_file(tmp_path: Path) -> None:
+    """Each Compose that is here, without a word against it."""
     (tmp_path / "env").write_text("SPACES_BUILD_SLOTS=7\n")
-    done = subprocess.run(
-        [*compose_command(), "--file", str(ROOT / "compose.yaml"), "--env-file", str(tmp_path / "env"), "config"],
-        capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    shown = yaml.safe_load(done.stdout)["services"]
-    assert set(shown) == set(SERVICES)
-    assert str(shown["worker"]["environment"]["SPACES_BUILD_SLOTS"]) == "7"
-    assert shown["worker"]["environment"].get("SPACES_APP_CPUS") is None
+    for command in compose_commands():
+        done = subprocess.run(
+            [*command, "--file", str(ROOT / "compose.yaml"), "--env-file", str(tmp_path / "env"), "config"],
+            capture_output=True, text=True, timeout=60,
+        )  # fmt: skip
+        assert (done.returncode, done.stderr) == (0, ""), command
+        shown = yaml.safe_load(done.stdout)["services"]
+        assert set(shown) == set(SERVICES)
+        assert str(shown["worker"]["environment"]["SPACES_BUILD_SLOTS"]) == "7"
+        assert shown["worker"]["environment"].get("SPACES_APP_CPUS") is None
 
 
 def test_the_command_that_builds_an_image() -> None:
