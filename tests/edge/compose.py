@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+import runtime_images
 from runtime_images.platform.__main__ import TARGETS, version
 from tests.edge.servers import free_port
 from tests.services.engine import cli, docker_cli
@@ -20,6 +21,7 @@ from tests.services.engine import cli, docker_cli
 ROOT = Path(__file__).resolve().parents[2]
 PREFIX = "spaces-tests"
 """The images' names begin so, apart from those that a user of this machine made."""
+RUNTIMES = ("static", "static-build", "python")
 UP_SECONDS = 240
 BUILD_SECONDS = 900
 
@@ -64,11 +66,17 @@ class Composed:
     def inside(self, service: str, *words: str, check: bool = True) -> str:
         return self.compose("exec", "-T", service, *words, check=check)
 
+    def pid(self, service: str) -> int:
+        """Of its first process, as the host numbers it."""
+        container = self.compose("ps", "--quiet", service).strip()
+        return int(cli(self.engine, "inspect", "--format", "{{.State.Pid}}", container).stdout)
+
     @property
     def root(self) -> Path:
         """Certificate of Caddy's own authority, as visitors have to trust it."""
         path = self.data / "test-root.crt"
-        path.write_text(self.inside("caddy", "cat", "/var/lib/caddy/caddy/pki/authorities/local/root.crt"))
+        where = "/var/lib/caddy/caddy/pki/authorities/local/root.crt"
+        path.write_text(self.compose("exec", "-T", "--user", "973", "caddy", "cat", where))
         return path
 
     def curl(self, host: str, path: str, *options: str) -> tuple[int, str]:
@@ -80,11 +88,21 @@ class Composed:
 
 
 @contextmanager
-def composed(engine: str, folder: Path) -> Iterator[Composed]:
-    """Images built, all services up and healthy. At the end nothing of it is left but the engine's build cache."""
-    command = compose_commands()[0]
+def images(engine: str) -> Iterator[list[str]]:
+    """What `composed` and apps need, built on an engine. At the end nothing of it is left but what others share."""
     _build(engine, "runtime_images.platform", "--prefix", PREFIX)
-    _build(engine, "runtime_images", "build", "static", "static-build")
+    _build(engine, "runtime_images", "build", *RUNTIMES)
+    ours = [f"{PREFIX}/{target}:{version()}" for target in TARGETS]
+    catalogue = runtime_images.load()
+    try:
+        yield [*ours, *(runtime_images.image_ref(catalogue, name) for name in RUNTIMES)]
+    finally:
+        cli(engine, "image", "rm", *ours)
+
+
+@contextmanager
+def composed(engine: str, folder: Path) -> Iterator[Composed]:
+    """All services up and healthy, on an engine that has the images. At the end nothing of it is left."""
     ask, gateway, plain, port, registry = (free_port() for _ in range(5))
     env = {
         # Compose 2 is a plugin of the client, which may lie in the user's own directory.
@@ -97,7 +115,7 @@ def composed(engine: str, folder: Path) -> Iterator[Composed]:
         "SPACES_HTTP_PORT": str(plain), "SPACES_HTTPS_PORT": str(port),
         "SPACES_PUBLIC_URL": f"https://localhost:{port}", "SPACES_BUILD_SLOTS": "1",
     }  # fmt: skip
-    made = Composed(engine, folder / "data", env, f"spaces-tests-{port}", port, gateway, command)
+    made = Composed(engine, folder / "data", env, f"spaces-tests-{port}", port, gateway, compose_commands()[0])
     try:
         made.compose("up", "-d")
         yield made
@@ -134,4 +152,3 @@ def _remove(made: Composed) -> None:
     mounts = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]
     for point in reversed([m for m in mounts if m == str(made.data) or m.startswith(f"{made.data}/")]):
         subprocess.run(["umount", "--lazy", point], check=False, capture_output=True)
-    cli(made.engine, "image", "rm", *(f"{PREFIX}/{target}:{version()}" for target in TARGETS))
