@@ -1,6 +1,6 @@
 """An engine that remaps users (`--userns-remap`): nobody in a container is anybody on the host, all else is as ever.
 
-The engine is one of our own, in mounts and networks of its own: the machine's /etc/subuid is not touched.
+The engine is one of our own, in mounts and networks of its own.
 """
 
 from __future__ import annotations
@@ -31,18 +31,14 @@ from tests.containers.test_run_sandbox import MAY, TRY_EVERYTHING
 from tests.containers.test_run_volumes import WITH_VOLUME, read, run, write
 from tests.process import apps
 from tests.process.harness import wait_for
-from tests.services.apart import apart
 from tests.services.engine import Engine, copy_image, own_engine
+from tests.services.userns import GIDS, UIDS, ids, remapping_engine
 
 pytestmark = pytest.mark.skipif(
     os.geteuid() != 0 or shutil.which("dockerd") is None, reason="an engine of our own needs root and docker.io"
 )
 SECONDS = 60.0
 MIB = 1 << 20
-USER = "daemon"
-"""Whose the ids are: of every Debian, and in use nowhere. The name root would switch it off."""
-UIDS, GIDS = 300_000, 400_000
-"""Where the ids of the containers' users and groups begin on the host: different, as an admin may have set them."""
 APP = Owner(UIDS + 1000, GIDS + 1000)
 
 
@@ -55,28 +51,15 @@ def own_folder() -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def remapped(engine_url: str) -> Iterator[Engine]:
     """An engine that remaps users and has the test image."""
-    with own_folder() as place:
-        instead = {}
-        for name, first in (("subuid", UIDS), ("subgid", GIDS)):
-            if not (theirs := Path("/etc", name)).exists():
-                pytest.skip(f"there is no {theirs}, in whose place another could be shown to the engine")
-            instead[theirs] = place / name
-            instead[theirs].write_text(f"{USER}:{first}:65536\n")
-        with apart(instead), own_engine(place, "--live-restore", f"--userns-remap={USER}") as engine:
-            copy_image(engine_url, engine.url)
-            yield engine
+    with own_folder() as place, remapping_engine(place) as engine:
+        copy_image(engine_url, engine.url)
+        yield engine
 
 
 @pytest.fixture
 def place(remapped: Engine) -> Iterator[Place]:
     with place_on(remapped.url) as made:
         yield made
-
-
-def ids(pid: int) -> tuple[set[int], set[int]]:
-    """User and group ids of a process, as the host numbers them."""
-    rows = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
-    return set(map(int, rows["Uid"].split())), set(map(int, rows["Gid"].split()))
 
 
 # --- who is who ------------------------------------------------------------------------------------------------------

@@ -8,11 +8,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+import runtime_images
 from runtime_images.platform.__main__ import TARGETS, version
 from tests.edge.servers import free_port
 from tests.services.engine import cli, docker_cli
@@ -20,18 +21,24 @@ from tests.services.engine import cli, docker_cli
 ROOT = Path(__file__).resolve().parents[2]
 PREFIX = "spaces-tests"
 """The images' names begin so, apart from those that a user of this machine made."""
+RUNTIMES = ("static", "static-build", "python")
 UP_SECONDS = 240
 BUILD_SECONDS = 900
 
 
-def compose_command() -> list[str]:
-    """Compose 1.29 or 2, whichever is here; skips where neither is."""
-    if shutil.which("docker-compose"):
-        return ["docker-compose"]
-    found = subprocess.run([docker_cli(), "compose", "version"], capture_output=True, timeout=30)
-    if found.returncode:
+def compose_commands() -> list[list[str]]:
+    """Every Compose that is here, or the one that SPACES_TEST_COMPOSE names; 2 before 1.29. Skips where none is."""
+    if named := os.environ.get("SPACES_TEST_COMPOSE", "").split():
+        return [named]
+    known = ([docker_cli(), "compose"], ["docker-compose"])
+    found = [command for command in known if shutil.which(command[0]) and _answers(command)]
+    if not found:
         pytest.skip("Compose is not installed: apt install docker-compose")
-    return [docker_cli(), "compose"]
+    return found
+
+
+def _answers(command: list[str]) -> bool:
+    return subprocess.run([*command, "version"], capture_output=True, timeout=60).returncode == 0
 
 
 @dataclass
@@ -45,7 +52,7 @@ class Composed:
     port: int
     """Of TLS, on all addresses of this machine."""
     gateway: int
-    command: list[str] = field(default_factory=compose_command)
+    command: list[str]
 
     def compose(self, *words: str, check: bool = True) -> str:
         """Run a command of Compose; its output. What a failed one said is shown."""
@@ -59,11 +66,17 @@ class Composed:
     def inside(self, service: str, *words: str, check: bool = True) -> str:
         return self.compose("exec", "-T", service, *words, check=check)
 
+    def pid(self, service: str) -> int:
+        """Of its first process, as the host numbers it."""
+        container = self.compose("ps", "--quiet", service).strip()
+        return int(cli(self.engine, "inspect", "--format", "{{.State.Pid}}", container).stdout)
+
     @property
     def root(self) -> Path:
         """Certificate of Caddy's own authority, as visitors have to trust it."""
         path = self.data / "test-root.crt"
-        path.write_text(self.inside("caddy", "cat", "/var/lib/caddy/caddy/pki/authorities/local/root.crt"))
+        where = "/var/lib/caddy/caddy/pki/authorities/local/root.crt"
+        path.write_text(self.compose("exec", "-T", "--user", "973", "caddy", "cat", where))
         return path
 
     def curl(self, host: str, path: str, *options: str) -> tuple[int, str]:
@@ -75,14 +88,26 @@ class Composed:
 
 
 @contextmanager
-def composed(engine: str, folder: Path) -> Iterator[Composed]:
-    """Images built, all services up and healthy. At the end nothing of it is left but the engine's build cache."""
-    command = compose_command()
+def images(engine: str) -> Iterator[list[str]]:
+    """What `composed` and apps need, built on an engine. At the end nothing of it is left but what others share."""
     _build(engine, "runtime_images.platform", "--prefix", PREFIX)
-    _build(engine, "runtime_images", "build", "static", "static-build")
+    _build(engine, "runtime_images", "build", *RUNTIMES)
+    ours = [f"{PREFIX}/{target}:{version()}" for target in TARGETS]
+    catalogue = runtime_images.load()
+    try:
+        yield [*ours, *(runtime_images.image_ref(catalogue, name) for name in RUNTIMES)]
+    finally:
+        cli(engine, "image", "rm", *ours)
+
+
+@contextmanager
+def composed(engine: str, folder: Path) -> Iterator[Composed]:
+    """All services up and healthy, on an engine that has the images. At the end nothing of it is left."""
     ask, gateway, plain, port, registry = (free_port() for _ in range(5))
     env = {
-        "PATH": os.environ["PATH"], "HOME": str(folder), "DOCKER_HOST": engine,
+        # Compose 2 is a plugin of the client, which may lie in the user's own directory.
+        **{name: os.environ[name] for name in ("PATH", "HOME", "DOCKER_CONFIG") if name in os.environ},
+        "DOCKER_HOST": engine,
         "SPACES_IMAGES": PREFIX, "SPACES_DATA": str(folder / "data"), "SPACES_NETWORK": f"172.30.{port % 256}",
         "SPACES_ENGINE_SOCKET": engine.removeprefix("unix://"), "SPACES_ENGINE_DATA": _root(engine),
         "SPACES_PORT": str(gateway), "SPACES_ASK_PORT": str(ask), "SPACES_REGISTRY_PORT": str(registry),
@@ -90,7 +115,7 @@ def composed(engine: str, folder: Path) -> Iterator[Composed]:
         "SPACES_HTTP_PORT": str(plain), "SPACES_HTTPS_PORT": str(port),
         "SPACES_PUBLIC_URL": f"https://localhost:{port}", "SPACES_BUILD_SLOTS": "1",
     }  # fmt: skip
-    made = Composed(engine, folder / "data", env, f"spaces-tests-{port}", port, gateway, command)
+    made = Composed(engine, folder / "data", env, f"spaces-tests-{port}", port, gateway, compose_commands()[0])
     try:
         made.compose("up", "-d")
         yield made
@@ -127,4 +152,3 @@ def _remove(made: Composed) -> None:
     mounts = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]
     for point in reversed([m for m in mounts if m == str(made.data) or m.startswith(f"{made.data}/")]):
         subprocess.run(["umount", "--lazy", point], check=False, capture_output=True)
-    cli(made.engine, "image", "rm", *(f"{PREFIX}/{target}:{version()}" for target in TARGETS))

@@ -17,7 +17,7 @@ import yaml
 
 from runtime_images.platform.__main__ import TARGETS, build_argv, version
 from spaces_platform.settings import Settings
-from tests.edge.compose import ROOT, compose_command
+from tests.edge.compose import ROOT, compose_commands
 
 TEXT = (ROOT / "compose.yaml").read_text()
 COMPOSE: dict[str, Any] = yaml.safe_load(TEXT)
@@ -30,6 +30,10 @@ DECIDED_ELSEWHERE |= {"redis_prefix", "pass_environment"}  # nobody shares this 
 
 def mounts(service: str) -> list[str]:
     return [str(volume) for volume in SERVICES[service].get("volumes", ())]
+
+
+def caps(service: str) -> list[str]:
+    return [str(cap) for cap in SERVICES[service].get("cap_add", ())]
 
 
 def resolved(text: str) -> str:
@@ -64,6 +68,7 @@ def test_each_service_is_one_of_our_images_and_bounded(service: str) -> None:
     assert tag == version()
     assert one["logging"]["options"]["max-size"]
     assert "privileged" not in one
+    assert "no-new-privileges:true" in one["security_opt"]
     assert "ports" not in one  # what listens outside says so itself: only caddy does
     assert service == "init" or one["restart"] == "unless-stopped"
 
@@ -76,11 +81,35 @@ def test_who_needs_no_power_has_none(service: str) -> None:
     assert one["mem_limit"]
     assert one["pids_limit"]
     assert "docker.sock" not in " ".join(mounts(service))
-    if service == "caddy":  # its binary has one capability, which no-new-privileges would take
-        assert one["cap_add"] == ["NET_BIND_SERVICE"]
-    else:
-        assert "cap_add" not in one
-        assert "no-new-privileges:true" in one["security_opt"]
+    # What it takes to become its user and keep one capability; test_compose_up sees that it has no other then.
+    assert one.get("cap_add", []) == (["SETUID", "SETGID", "NET_BIND_SERVICE"] if service == "caddy" else [])
+
+
+def test_a_capability_more_is_one_file_beside_it(tmp_path: Path) -> None:
+    """As docs/single-host.md has it, for volumes that grow while their apps have them."""
+    more = tmp_path / "compose.override.yaml"
+    more.write_text("services: {control: {cap_add: [SYS_RESOURCE]}}\n")
+    for command in compose_commands():
+        argv = [*command, "--file", str(ROOT / "compose.yaml"), "--file", str(more), "config"]
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=60)
+        assert (done.returncode, done.stderr) == (0, ""), command
+        shown = yaml.safe_load(done.stdout)["services"]
+        assert set(shown["control"]["cap_add"]) == {*caps("worker"), "SYS_RESOURCE"}
+        assert set(shown["worker"]["cap_add"]) == set(caps("worker"))
+
+
+def test_an_engine_that_remaps_users_takes_all_of_it() -> None:
+    """Ours have the host's ids, and no volume gets the owners that an image's files have on that engine."""
+    assert {one.get("userns_mode") for one in SERVICES.values()} == {"host"}
+    init = (ROOT / "runtime_images/platform/entry/init").read_text()
+    given = dict(re.findall(r"(\w+):(\d+)", init.partition("; do\n")[0]))
+    dockerfile = (ROOT / "runtime_images/platform/Dockerfile").read_text()
+    for name, user in given.items():
+        assert f"{name}:/volumes/{name}" in mounts("init")
+        assert any(mount.startswith(f"{name}:/") and mount.endswith(":nocopy") for mount in mounts(name))
+        assert SERVICES[name]["depends_on"]
+        assert re.search(rf"--uid {user} .*/var/lib/\S*{name}", dockerfile)
+    assert set(given) | {"secrets"} == set(COMPOSE["volumes"])
 
 
 def test_only_control_and_worker_hold_the_engine() -> None:
@@ -136,16 +165,18 @@ def test_all_that_caddy_can_be_told_reaches_it() -> None:
 
 
 def test_compose_takes_the_file(tmp_path: Path) -> None:
+    """Each Compose that is here, without a word against it."""
     (tmp_path / "env").write_text("SPACES_BUILD_SLOTS=7\n")
-    done = subprocess.run(
-        [*compose_command(), "--file", str(ROOT / "compose.yaml"), "--env-file", str(tmp_path / "env"), "config"],
-        capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    shown = yaml.safe_load(done.stdout)["services"]
-    assert set(shown) == set(SERVICES)
-    assert str(shown["worker"]["environment"]["SPACES_BUILD_SLOTS"]) == "7"
-    assert shown["worker"]["environment"].get("SPACES_APP_CPUS") is None
+    for command in compose_commands():
+        done = subprocess.run(
+            [*command, "--file", str(ROOT / "compose.yaml"), "--env-file", str(tmp_path / "env"), "config"],
+            capture_output=True, text=True, timeout=60,
+        )  # fmt: skip
+        assert (done.returncode, done.stderr) == (0, ""), command
+        shown = yaml.safe_load(done.stdout)["services"]
+        assert set(shown) == set(SERVICES)
+        assert str(shown["worker"]["environment"]["SPACES_BUILD_SLOTS"]) == "7"
+        assert shown["worker"]["environment"].get("SPACES_APP_CPUS") is None
 
 
 def test_the_command_that_builds_an_image() -> None:

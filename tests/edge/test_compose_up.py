@@ -4,29 +4,56 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from tests.edge.compose import ROOT, Composed, composed
+from tests.containers.platforms import keeper
+from tests.edge.compose import ROOT, Composed, compose_commands, composed, images
 from tests.edge.servers import program
-from tests.services.engine import cli
+from tests.services.engine import cli, copy_image
+from tests.services.userns import GIDS, UIDS, ids, remapping_engine
 
 pytestmark = [pytest.mark.containers, pytest.mark.timeout(1500)]
 LIVE_SECONDS = 240.0
+CAP_NET_BIND_SERVICE = 10
+"""Its bit: see capability.h."""
 
 
 @pytest.fixture(scope="module")
-def host(engine_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Composed]:
+def built(engine_url: str) -> Iterator[list[str]]:
     if os.geteuid() != 0:
         pytest.skip("needs root: the platform mounts disks and writes packet filter rules")
     program("curl", "curl")
-    with composed(engine_url, tmp_path_factory.mktemp("compose")) as made:
+    compose_commands()
+    with images(engine_url) as made:
         yield made
+
+
+@pytest.fixture(scope="module", params=["plain", "remapping"])
+def host(request: pytest.FixtureRequest, engine_url: str, built: list[str]) -> Iterator[Composed]:
+    """On an engine as it is installed, and on one where nobody in a container is anybody on the host."""
+    with ExitStack() as stack:
+        place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dockerd-", ignore_cleanup_errors=True)))
+        url = engine_url
+        if request.param == "remapping":
+            url = stack.enter_context(remapping_engine(place)).url
+            copy_image(engine_url, url, *built)
+            for words in (
+                "link add outside type bridge",
+                "address add 198.51.100.1/24 dev outside",
+                "link set outside up",
+                "route add default dev outside",
+            ):
+                subprocess.run(["ip", *words.split()], check=True, timeout=60)
+        yield stack.enter_context(composed(url, place / "host"))
 
 
 def until(what: str, condition: Callable[[], object], seconds: float = LIVE_SECONDS) -> None:
@@ -44,19 +71,19 @@ def api(host: Composed, path: str, *options: str) -> dict[str, object]:
     return found
 
 
-def page(host: Composed) -> str:
-    return host.curl("admin-site.localhost", "/")[1]
+def page(host: Composed, path: str = "/", name: str = "site") -> str:
+    return host.curl(f"admin-{name}.localhost", path)[1]
 
 
-def is_live(host: Composed) -> bool:
-    stage = api(host, "/api/spaces/admin/site/runtime")
+def is_live(host: Composed, name: str) -> bool:
+    stage = api(host, f"/api/spaces/admin/{name}/runtime")
     assert "ERROR" not in str(stage["stage"]), stage
     return stage["stage"] == "RUNNING"
 
 
-def wait_until_live(host: Composed) -> None:
+def wait_until_live(host: Composed, name: str = "site") -> None:
     try:
-        until("the site is live", lambda: is_live(host))
+        until(f"{name} is live", lambda: is_live(host, name))
     except AssertionError as exc:
         raise AssertionError(f"{exc}\n{host.compose('logs', '--tail=20', 'control', 'worker')[-6000:]}") from exc
 
@@ -81,22 +108,70 @@ def exit_codes(host: Composed) -> dict[str, int]:
     return {name: int(code) for name, code in zip(shown[::2], shown[1::2], strict=True)}
 
 
-def test_a_push_through_the_proxy_is_live(host: Composed, tmp_path: Path) -> None:
-    repo = tmp_path / "site"
-    subprocess.run(["cp", "-r", str(ROOT / "examples/static-site"), str(repo)], check=True)
-    made = api(host, "/api/repos/create", "--json", '{"type": "space", "name": "site", "sdk": "static"}')
+def push(host: Composed, repo: Path, name: str, sdk: str) -> None:
+    """Make a Space, and push what is in a folder to it."""
+    made = api(host, "/api/repos/create", "--json", json.dumps({"type": "space", "name": name, "sdk": sdk}))
     assert made["id"]
     token = (host.data / "admin.token").read_text().strip()
     identity = ["-c", "user.name=Ada", "-c", "user.email=ada@example.org", "-c", f"http.sslCAInfo={host.root}"]
-    url = f"https://admin:{token}@localhost:{host.port}/spaces/admin/site"
-    for words in (["init", "-qb", "main"], ["add", "-A"], ["commit", "-qm", "site"], ["push", "-qf", url, "main"]):
+    url = f"https://admin:{token}@localhost:{host.port}/spaces/admin/{name}"
+    for words in (["init", "-qb", "main"], ["add", "-A"], ["commit", "-qm", "app"], ["push", "-qf", url, "main"]):
         done = subprocess.run(
             ["git", *identity, *words], cwd=repo, capture_output=True, text=True, timeout=120,
-            env={"PATH": os.environ["PATH"], "HOME": str(tmp_path)},
+            env={"PATH": os.environ["PATH"], "HOME": str(repo.parent)},
         )  # fmt: skip
         assert done.returncode == 0, done.stderr.replace(token, "…")
+
+
+def test_a_push_through_the_proxy_is_live(host: Composed, tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "examples/static-site", tmp_path / "site")
+    push(host, tmp_path / "site", "site", "static")
     wait_until_live(host)
     assert "<html" in page(host)
+
+
+def test_apps_are_who_the_engine_makes_them_and_the_services_who_they_say(
+    host: Composed, request: pytest.FixtureRequest
+) -> None:
+    remaps = "remapping" in request.node.callspec.id
+    assert ("userns" in cli(host.engine, "info", "--format", "{{.SecurityOptions}}").stdout) == remaps
+    wait_until_live(host)
+    rows = cli(host.engine, "top", app_container(host), "-o", "pid").stdout.split()[1:]
+    assert len(rows) > 1
+    user, group = (UIDS + 1000, GIDS + 1000) if remaps else (1000, 1000)
+    assert {int(pid): ids(int(pid)) for pid in rows} == dict.fromkeys(map(int, rows), ({user}, {group}))
+    own = {"redis": 970, "postgres": 971, "registry": 972, "caddy": 973, "control": 0, "worker": 0, "gateway": 0}
+    assert {name: ids(host.pid(name)) for name in own} == {name: ({user}, {user}) for name, user in own.items()}
+
+
+def test_caddy_may_bind_low_ports_and_nothing_else(host: Composed) -> None:
+    lines = Path(f"/proc/{host.pid('caddy')}/status").read_text().splitlines()
+    status = dict(line.split(":\t", 1) for line in lines)
+    assert {name: int(status[name], 16) for name in ("CapPrm", "CapEff", "CapInh", "CapAmb")} == dict.fromkeys(
+        ("CapPrm", "CapEff", "CapInh", "CapAmb"), 1 << CAP_NET_BIND_SERVICE
+    )
+    assert status["NoNewPrivs"] == "1"
+    assert status["Groups"].split() == []
+
+
+def test_a_volume_keeps_what_is_in_it_and_grows(host: Composed, tmp_path: Path) -> None:
+    (tmp_path / "app").mkdir()
+    for name, text in keeper("kept").items():
+        (tmp_path / "app" / name).write_text(text)
+    site = app_container(host)
+    push(host, tmp_path / "app", "store", "docker")
+    wait_until_live(host, "store")
+    assert page(host, "/write/first", "store") == "kept"
+    assert 900 < int(page(host, "/size", "store")) <= 1024
+    api(host, "/api/spaces/admin/store/storage", "--json", '{"tier": "small"}')
+    api(host, "/api/spaces/admin/store/pause", "--request", "POST")
+    until("its container is gone", lambda: app_containers(host) == [site])
+    api(host, "/api/spaces/admin/store/restart", "--request", "POST")
+    wait_until_live(host, "store")
+    assert page(host, "/read", "store") == "first"
+    assert 3900 < int(page(host, "/size", "store")) <= 4096
+    api(host, "/api/spaces/admin/store/pause", "--request", "POST")
+    until("its container is gone", lambda: app_containers(host) == [site])
 
 
 def test_a_name_that_nobody_has_gets_no_certificate(host: Composed) -> None:

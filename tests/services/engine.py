@@ -217,8 +217,8 @@ def cli(url: str, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([docker_cli(), "-H", url, *words], capture_output=True, text=True, timeout=600, env=env)
 
 
-def copy_image(source: str, target: str, image: str = IMAGE) -> None:
-    """Put an image of one engine on another."""
-    command = [docker_cli(), "-H", source, "save", image]
+def copy_image(source: str, target: str, *images: str) -> None:
+    """Put images of one engine on another; without a name: the test image."""
+    command = [docker_cli(), "-H", source, "save", *(images or (IMAGE,))]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as saved:
         subprocess.run([docker_cli(), "-H", target, "load"], stdin=saved.stdout, check=True, capture_output=True)
