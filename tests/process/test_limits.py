@@ -83,7 +83,7 @@ def test_a_fork_bomb_is_bounded_and_leaves_nothing(place: Machine, orchestrator:
         assert "too many processes" in exited(orchestrator, bomb.id).probe
     orchestrator.stop(bomb.id, grace=0)
     wait_for("it is gone", lambda: bomb.id not in orchestrator.observe(), 60)
-    assert not processes_with(mark)
+    wait_for("all of it is gone", lambda: not processes_with(mark), seconds=5)
 
 
 def test_writing_without_end_is_ended_and_named(place: Machine, orchestrator: ProcessOrchestrator) -> None:

@@ -93,7 +93,7 @@ def test_apps_survive_a_killed_control_plane_and_are_found_again(place: Machine)
     orchestrator.close()
     again.close(stop_all=True, grace=0)
     assert not again.observe()
-    assert not processes_with(str(place.root))
+    wait_for("all of it is gone", lambda: not processes_with(str(place.root)), seconds=5)
 
 
 def test_what_ended_while_nobody_looked_and_left_no_word_is_lost(place: Machine) -> None:
@@ -106,7 +106,7 @@ def test_what_ended_while_nobody_looked_and_left_no_word_is_lost(place: Machine)
     found = place.orchestrator()
     seen = exited(found, spec.id)
     assert seen.exit_code is None
-    assert not processes_with(mark(found, spec.id))
+    wait_for("all of it is gone", lambda: not processes_with(mark(found, spec.id)), seconds=5)
 
 
 def test_a_reused_pid_is_not_mistaken_for_the_shim(place: Machine) -> None:
@@ -143,7 +143,7 @@ def test_a_stop_asked_for_before_a_restart_is_not_forgotten(place: Machine) -> N
     orchestrator.close()
     found = place.orchestrator()
     wait_for("it is gone", lambda: spec.id not in found.observe(), 60)
-    assert not processes_with(mark(found, spec.id))
+    wait_for("all of it is gone", lambda: not processes_with(mark(found, spec.id)), seconds=5)
 
 
 def test_a_start_that_was_cut_short_leaves_nothing(place: Machine) -> None:
@@ -188,7 +188,7 @@ def test_nobody_escapes_by_forking_twice(place: Machine, level: Level | None, cg
     assert processes_with(mark(orchestrator, running.id))
     orchestrator.stop(running.id)
     wait_for("it is gone", lambda: running.id not in orchestrator.observe(), 60)
-    assert not processes_with(mark(orchestrator, running.id))
+    wait_for("all of it is gone", lambda: not processes_with(mark(orchestrator, running.id)), seconds=5)
 
 
 @pytest.mark.parametrize("level", LEVELS)
