@@ -69,7 +69,7 @@ def test_a_group_that_is_not_delegated_is_left_alone(tmp_path: Path) -> None:
 def unit() -> Iterator[str]:
     """The name of a service that does not outlive the test."""
     if os.geteuid() != 0 or not Path("/run/systemd/system").is_dir() or not cgroups.is_unified():
-        pytest.skip("needs root, systemd, and control groups of version 2 (make test-cgroup2)")
+        pytest.skip("needs root, systemd, and control groups of version 2 (make test-machine)")
     name = f"spaces-test-{secrets.token_hex(4)}"
     yield name
     subprocess.run(["systemctl", "kill", "--signal=KILL", name], check=False, capture_output=True)
