@@ -7,6 +7,7 @@ import os
 import platform
 import shlex
 import shutil
+import signal
 import sys
 import tempfile
 from contextlib import ExitStack
@@ -32,6 +33,7 @@ def main() -> int:
     if fault:
         print(fault, file=sys.stderr)
         return 2
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # whoever ends this leaves nothing behind
     with ExitStack() as stack:
         folder = _folder(asked.keep, asked.suite, stack)
         if not (folder / "disk.ext4").exists():

@@ -25,11 +25,19 @@ class NoMachine(Exception):
     """It does not start; the text has the end of its console."""
 
 
-def qemu_argv(folder: Path, port: int, processors: int) -> list[str]:
+def accelerators(cpuinfo: str, *, has_device: bool) -> tuple[str, ...]:
+    """What qemu is to try, in this order. Pure.
+
+    /dev/kvm alone says too little: some hosts have one that gives up on a guest's first newer instruction.
+    """
+    has_flag = any({"vmx", "svm"} & set(line.split()) for line in cpuinfo.splitlines() if line.startswith("flags"))
+    return (*(("kvm",) if has_flag and has_device else ()), "tcg,thread=multi")
+
+
+def qemu_argv(folder: Path, port: int, processors: int, tried: tuple[str, ...]) -> list[str]:
     """The command line. Pure."""
     return [
-        # KVM first; where it cannot be had, qemu takes the next.
-        "qemu-system-x86_64", "-accel", "kvm", "-accel", "tcg,thread=multi", "-cpu", "max",
+        "qemu-system-x86_64", *(word for name in tried for word in ("-accel", name)), "-cpu", "max",
         "-smp", str(processors), "-m", str(MEMORY_MIB), "-display", "none", "-no-reboot", "-monitor", "none",
         "-kernel", f"{folder}/kernel", "-initrd", f"{folder}/initrd",
         "-append", "root=/dev/vda rw console=ttyS0 quiet net.ifnames=0 systemd.unified_cgroup_hierarchy=1",
@@ -71,7 +79,8 @@ def machine(folder: Path) -> Iterator[Machine]:
     port = _free_port()
     guard = ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []
     console = folder / "console.log"
-    argv = [*guard, "nice", "-n", str(NICE), *qemu_argv(folder, port, min(os.cpu_count() or 1, 8))]
+    tried = accelerators(Path("/proc/cpuinfo").read_text(), has_device=os.access("/dev/kvm", os.R_OK | os.W_OK))
+    argv = [*guard, "nice", "-n", str(NICE), *qemu_argv(folder, port, min(os.cpu_count() or 1, 8), tried)]
     with console.open("wb") as out:
         process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT)
     try:

@@ -5,15 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 
 from tests.machines.disk import CA, identity, packages, settings
-from tests.machines.machine import qemu_argv
+from tests.machines.machine import accelerators, qemu_argv
 
 
 def test_it_is_reached_from_this_host_alone_and_its_disk_stays_as_it_is() -> None:
-    line = " ".join(qemu_argv(Path("/m"), 4022, 2))
+    line = " ".join(qemu_argv(Path("/m"), 4022, 2, ("kvm", "tcg")))
     assert "hostfwd=tcp:127.0.0.1:4022-:22" in line
     assert "snapshot=on" in line
     assert line.index("-accel kvm") < line.index("-accel tcg"), "emulated only where it must be"
     assert "systemd.unified_cgroup_hierarchy=1" in line
+
+
+def test_a_processor_is_emulated_where_this_one_has_nothing_for_guests() -> None:
+    able, unable = "flags\t\t: fpu svm sse\n", "flags\t\t: fpu sse\nmodel name\t: vmx\n"
+    assert accelerators(able, has_device=True) == ("kvm", "tcg,thread=multi")
+    assert accelerators(able, has_device=False) == ("tcg,thread=multi",)
+    assert accelerators(unable, has_device=True) == ("tcg,thread=multi",), "its /dev/kvm cannot be what it seems"
 
 
 def test_a_disk_is_made_anew_when_something_of_it_changes() -> None:
