@@ -8,6 +8,9 @@ PORT   ?= 7860
 # Test files at once: one more than there are processors, since tests wait for processes of their own.
 JOBS   ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 ARGS   ?=
+# What is another matter with systemd and control groups of version 2.
+TESTS  ?= tests/process/test_delegation.py tests/process/test_limits.py tests/containers/test_run_limits.py \
+          tests/containers/test_run_freezing.py tests/containers/test_build_fences.py
 
 BIN  := $(VENV)/bin
 # A stamp's name holds the checksum of what was installed: nothing changed, nothing to do.
@@ -26,7 +29,7 @@ define install
 	@rm -f $(2)-* && touch $(3)
 endef
 
-.PHONY: run setup single-host base-images platform-images test test-containers test-postgres lint format bench soak lock clean help
+.PHONY: run setup single-host base-images platform-images test test-containers test-postgres test-machine lint format bench soak lock clean help
 
 help: ## What there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 13
@@ -56,6 +59,9 @@ test-containers: $(DEV) ## The tests that need a Docker engine; as root, one is 
 
 test-postgres: $(DEV) ## What touches the database, on a Postgres of its own (ARGS=, JOBS=)
 	@SPACES_TEST_DATABASE=postgres $(BIN)/python -m pytest -q -m "not soak and not containers" tests/unit tests/api tests/web tests/flows -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
+
+test-machine: $(DEV) ## Tests in a virtual machine with systemd, cgroup v2 and Debian's Docker; root, qemu (TESTS=, ARGS=)
+	@$(BIN)/python -m tests.machines $(ARGS) $(TESTS)
 
 lint: $(DEV) ## ruff and mypy
 	@$(BIN)/ruff check .

@@ -44,7 +44,8 @@ class DockerBuilder:
     @cached_property
     def machine(self) -> limits.Engine:
         """The engine's machine. Raises BuilderUnavailable."""
-        return limits.Engine(Path(str(self.engine.info()["DockerRootDir"])))
+        info = self.engine.info()
+        return limits.Engine(Path(str(info["DockerRootDir"])), str(info.get("CgroupDriver") or "cgroupfs"))
 
     @cached_property
     def platform(self) -> str:

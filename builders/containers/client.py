@@ -65,6 +65,8 @@ class Request:
     """Write the target's files to standard output instead of making an image."""
     proxies: Mapping[str, str] = field(default_factory=dict)
     """Predefined build arguments (HTTP_PROXY, …): in every RUN step's environment, in no layer and no cache key."""
+    cgroup_parent: str = ""
+    """The control group that RUN steps are put below; empty: the engine's own choice."""
 
 
 def argv(client: str, engine: str, request: Request, secret_files: Mapping[str, int]) -> list[str]:
@@ -74,6 +76,8 @@ def argv(client: str, engine: str, request: Request, secret_files: Mapping[str, 
         line += ["--target", request.target]
     if request.tar_output:
         line += ["--output", "type=tar,dest=-"]
+    if request.cgroup_parent:
+        line += ["--cgroup-parent", request.cgroup_parent]
     if request.iid_file is not None:
         line += ["--iidfile", str(request.iid_file)]
     for name, value in request.labels.items():

@@ -5,7 +5,7 @@ limiting, measuring and killing them. Does not own: the time limit and the words
 Invariant: a step is touched only if the random mark of this build is in its environment (`client.MARK`).
 
 A step is a folder `buildkit/executor/<id>` of the engine with an OCI `config.json`, and a control group
-`docker/buildkit/<id>`. A step runs for up to POLL seconds below the shared limits only, then below its own as well.
+`<Engine.parent>/<id>`. A step runs for up to POLL seconds below the shared limits only, then below its own as well.
 Needs root on the engine's own machine; `Engine.words` says what holds otherwise.
 
 https://docs.kernel.org/admin-guide/cgroup-v1/memory.html, https://docs.kernel.org/admin-guide/cgroup-v2.html
@@ -14,6 +14,7 @@ https://docs.kernel.org/admin-guide/cgroup-v1/memory.html, https://docs.kernel.o
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import shutil
@@ -28,14 +29,18 @@ from builders import usage
 from builders.confined import LimitHit
 from builders.types import BuildLimits
 
-PARENT = "docker/buildkit"
-"""Where Docker's BuildKit puts its steps, with the cgroupfs driver and no --cgroup-parent."""
+log = logging.getLogger(__name__)
+OWN_PARENT = "/spaces-builds"
+"""What builds are told as their --cgroup-parent where the engine's own choice has no group above all steps."""
 SHARES = 128
 """Weight of builds against an app's 1024: an app that wants the processor gets it."""
 DISK_POLL = 1.0
 KILL_SECONDS = 5.0
+FOUND_SECONDS = 5.0
+"""How long a step may be without a group that is found; it is told then."""
 _PERIOD = 100_000
 _WITH_SWAP = "memory.memsw.limit_in_bytes"
+_SWAP = "memory.swap.max"
 _ID = re.compile(r"[a-z0-9]{20,64}")
 _CGROUPS = Path("/sys/fs/cgroup")
 
@@ -46,6 +51,8 @@ class Engine:
 
     root: Path
     """The engine's data folder (`docker info`: Docker Root Dir)."""
+    driver: str = "cgroupfs"
+    """What the engine manages control groups by (`docker info`: Cgroup Driver): `cgroupfs` or `systemd`."""
     cgroups: Path = _CGROUPS
     mounts: Path = Path("/proc/self/mounts")
 
@@ -64,8 +71,36 @@ class Engine:
             return "memory, processes, CPU and disk of build steps are limited"
         return "build steps are limited in time only: the platform is not root on the engine's machine"
 
+    @property
+    def cgroup_parent(self) -> str:
+        """What a build names as its --cgroup-parent; empty: the engine's own choice.
+
+        With the systemd driver that choice is `system.slice:docker:<id>` below the daemon's slice, since BuildKit runs
+        steps without systemd: there no group holds all steps and nothing else. Engines before 23 do not obey.
+        """
+        return OWN_PARENT if self.driver == "systemd" else ""
+
+    @property
+    def parent(self) -> str:
+        """The group that all steps run below."""
+        return f"{(self.cgroup_parent or 'docker').strip('/')}/buildkit"
+
+    @property
+    def unified(self) -> bool:
+        """Whether control groups are those of version 2."""
+        return (self.cgroups / "cgroup.controllers").exists()
+
     def groups(self, path: str) -> Groups:
-        return Groups(self.cgroups, path.strip("/"), (self.cgroups / "cgroup.controllers").exists())
+        """The group of a step, by the `cgroupsPath` of its config."""
+        return Groups(self.cgroups, path.strip("/") if path.startswith("/") else self._nested(path), self.unified)
+
+    def _nested(self, path: str) -> str:
+        """A path that is not absolute is below a group of the daemon's; as it is while it is nowhere."""
+        base = self.cgroups if self.unified else self.cgroups / "pids"
+        for pattern in (path, f"*/{path}", f"*/*/{path}"):
+            for found in base.glob(pattern):
+                return str(found.relative_to(base))
+        return path
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +127,9 @@ class Groups:
         """(controller, file, text) in the order they must be written. Pure."""
         rows: list[tuple[str, str, str]] = []
         if memory and self.unified:
-            rows += [("memory", "memory.max", str(memory)), ("memory", "memory.swap.max", "0")]
+            rows.append(("memory", "memory.max", str(memory)))
+            if (self.folder("memory") / _SWAP).exists():  # else the kernel does not account for swap
+                rows.append(("memory", _SWAP, "0"))
         elif memory:
             rows += self._memory_v1(memory)
         if processes:
@@ -162,24 +199,27 @@ def limit_all(engine: Engine, *, memory: int, processes: int, cpus: float) -> No
 
     Raises OSError where the kernel refuses.
     """
-    groups = engine.groups(PARENT)
+    groups = engine.groups(f"/{engine.parent}")
     for controller in ("memory", "pids", "cpu"):
         groups.folder(controller).mkdir(parents=True, exist_ok=True)
     if groups.unified:
         # Controllers are handed down level by level.
-        for folder in (engine.cgroups, engine.cgroups / PARENT.partition("/")[0], groups.folder("")):
+        for folder in (engine.cgroups, engine.cgroups / engine.parent.partition("/")[0], groups.folder("")):
             (folder / "cgroup.subtree_control").write_text("+memory +pids +cpu")
     groups.limit(memory=memory, processes=processes, cpus=cpus, shares=SHARES)
 
 
 @dataclass(slots=True)
 class _Step:
+    path: str
     groups: Groups
     upper: Path | None
     """What the step has written, as a layer."""
     caches: dict[Path, int] = field(default_factory=dict)
     """Its cache mounts -> their size when it began."""
     limited: bool = False
+    seen: float = field(default_factory=time.monotonic)
+    told: bool = False
     disk: int = 0
 
 
@@ -202,7 +242,7 @@ class Steps:
         self._look()
         for step in self.running.values():
             if not step.limited:
-                step.limited = step.groups.limit(memory=self.limits.memory, processes=self.limits.processes)
+                self._limit(step)
             if step.groups.killed_for_memory():
                 raise LimitHit("memory", self.limits.memory, self.limits.memory)
             if step.groups.refused_processes():
@@ -215,6 +255,14 @@ class Steps:
             began = time.monotonic()
             self.check_disk()
             self._next_disk = time.monotonic() + max(DISK_POLL, 10 * (time.monotonic() - began))
+
+    def _limit(self, step: _Step) -> None:
+        """Its group is made after its config is written."""
+        step.groups = self.engine.groups(step.path)
+        step.limited = step.groups.limit(memory=self.limits.memory, processes=self.limits.processes)
+        if not (step.limited or step.told) and time.monotonic() - step.seen > FOUND_SECONDS:
+            log.warning("a build step has no limits of its own: there is no control group %s", step.path)
+            step.told = True
 
     def check_disk(self) -> None:
         """Raises LimitHit for what the steps have written, or for what is left on the disk."""
@@ -238,7 +286,7 @@ class Steps:
         deadline = time.monotonic() + KILL_SECONDS
         while True:
             self._look()
-            left = [id for id, step in self.running.items() if not step.groups.kill()]
+            left = [id for id, step in self.running.items() if not self.engine.groups(step.path).kill()]
             if not left or time.monotonic() > deadline:
                 return
             time.sleep(0.01)
@@ -276,7 +324,7 @@ class Steps:
             Path(source) for source, options in binds if "ro" not in options and Path(source).is_relative_to(layers)
         ]
         upper = upper_dir(self.engine.mounts, folder / "rootfs")
-        return _Step(self.engine.groups(path), upper, {path: usage.disk([path]) for path in caches})
+        return _Step(path, self.engine.groups(path), upper, {path: usage.disk([path]) for path in caches})
 
 
 def upper_dir(mounts: Path, target: Path) -> Path | None:

@@ -17,6 +17,7 @@ import pytest
 from builders.types import BuildCancelled, BuildError, BuildInputs
 from tests.builders.conftest import Log
 from tests.containers.builds import BASE, DOCKER, Builds, builds_on, in_thread, ours, require_runtime_images
+from tests.process.harness import STRETCH
 
 ROOT = Path(__file__).resolve().parents[2]
 GRADIO = {"README.md": "---\nsdk: gradio\n---\n", "app.py": "print('one')\n"}
@@ -260,7 +261,7 @@ def sleepers(seconds: str) -> int:
 
 def wait_until(true: object, seconds: float) -> None:
     assert callable(true)
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + seconds * STRETCH
     while not true():
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.02)

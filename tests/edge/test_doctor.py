@@ -221,6 +221,24 @@ def test_postgres_is_judged(changes: dict[str, object], name: str, level: str, w
     _expect(found[name], level, words)
 
 
+@pytest.mark.parametrize(
+    ("holds", "is_given", "is_unified", "level", "words"),
+    [
+        (("memory", "processes", "cpu"), False, True, "ok", "memory, processes, cpu by control groups"),
+        (("memory", "processes"), False, True, "ok", "processors by priority only"),
+        ((), True, True, "ok", "systemd has left to the platform"),
+        ((), False, True, "warn", "-p Delegate=yes"),
+        (("memory",), False, False, "warn", "processes of apps are looked at"),
+    ],
+)
+def test_limits_of_processes_are_judged(
+    holds: tuple[str, ...], is_given: bool, is_unified: bool, level: str, words: str
+) -> None:
+    found = machine.judge_limits(holds, is_given=is_given, is_unified=is_unified)
+    _expect(found, level, words)
+    assert ("systemd-run" in found.fix) is (level == "warn" and is_unified), "no advice that cannot help"
+
+
 def _expect(check: Check, level: str, words: str) -> None:
     assert check.level == level, check
     assert words in f"{check.found}\n{check.fix}", check
@@ -230,8 +248,12 @@ def _expect(check: Check, level: str, words: str) -> None:
 @pytest.mark.parametrize(
     ("settings", "more", "less"),
     [
-        ({}, {"isolation", "uv"}, {"engine", "redis", "postgres", "certificate", "packet filter"}),
-        ({"mode": "single-host"}, {"engine", "redis", "packet filter", "volumes"}, {"isolation", "uv", "postgres"}),
+        ({}, {"isolation", "limits", "uv"}, {"engine", "redis", "postgres", "certificate", "packet filter"}),
+        (
+            {"mode": "single-host"},
+            {"engine", "redis", "packet filter", "volumes"},
+            {"isolation", "limits", "uv", "postgres"},
+        ),
         ({"mode": "single-host", "docker": "tcp://10.0.0.1:2376"}, {"engine"}, {"packet filter", "volumes"}),
         ({"mode": "single-host", "volume_mb": 0}, {"engine"}, {"volumes"}),
         ({"database": "postgresql+psycopg://h/d"}, {"postgres"}, {"redis"}),

@@ -17,6 +17,8 @@ from spaces_platform.ports import DeploymentSpec, Observation, Resources, RunSta
 
 T = TypeVar("T")
 PYTHON = "{PLATFORM_PYTHON}"
+STRETCH = max(1.0, float(os.environ.get("SPACES_TEST_STRETCH", "1")))
+"""Every wait here may be so often as long: on a machine that is emulated (tests/machines)."""
 SMALL = Resources(cpus=1.0, memory=256 << 20, processes=64, disk=64 << 20, log_bytes=256 << 10)
 
 
@@ -28,7 +30,8 @@ class SystemClock:
 
 
 def wait_for(what: str, look: Callable[[], T | Literal[False] | None], seconds: float = 60.0) -> T:
-    """Until `look()` is true; its value."""
+    """Until `look()` is true; its value. Fails at the deadline (stretched)."""
+    seconds *= STRETCH
     deadline = time.monotonic() + seconds
     while True:
         value = look()

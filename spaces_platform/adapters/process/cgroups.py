@@ -2,25 +2,35 @@
 
 Owns paths and values; the shim makes, fills and removes the groups. Version 2 is used where memory and pids are
 delegated to this user, version 1 per controller. Groups are made below the platform's own, so that limits around the
-platform hold for its apps too. Sources: Documentation/admin-guide/cgroup-v1/*, cgroup-v2.rst.
+platform hold for its apps too. Sources: Documentation/admin-guide/cgroup-v1/*, cgroup-v2.rst;
+https://systemd.io/CGROUP_DELEGATION.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from spaces_platform.adapters.process.shim import groups
 from spaces_platform.ports import Resources
 
+log = logging.getLogger(__name__)
+
 Group = tuple[str, tuple[tuple[str, str], ...]]
 """(directory, ((file, value), …))"""
 
 PERIOD = 100_000
 """Microseconds of one CPU quota period."""
+LEAF = "platform"
+"""Where the platform's own processes go in a group that is delegated to it: one with members cannot have limited ones
+below."""
+LEAVE_TRIES = 100
+"""How often a group is looked at for members that were forked while it was emptied."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,11 +83,17 @@ class Cgroups:
         return [path for parent in parents for path in Path(parent).glob(f"{prefix}*") if path.is_dir()]
 
 
-def detect(prefix: str) -> Cgroups:
-    """What can be used here, found out by making a group and removing it again."""
+def detect(prefix: str, *, settle: bool = True) -> Cgroups:
+    """What can be used here, found out by making a group and removing it again.
+
+    `settle`: in a group that systemd has delegated, move this process and those beside it into one of their own below.
+    """
     own = _own_groups()
     mounts = list(_mounts())
     for root in (point for kind, _, point in mounts if kind == "cgroup2"):
+        if settle:
+            settle_in(Path(root + own.get("", "/")))
+            own = _own_groups()
         found = _usable_v2(root, own.get("", "/"), prefix)
         if found is not None:
             return found
@@ -108,6 +124,63 @@ def _usable_v2(root: str, own: str, prefix: str) -> Cgroups | None:
         if {"memory", "pids"} <= set(passed) and writable and _works(str(parent), prefix):
             return Cgroups(unified=str(parent), cpu=str(parent) if "cpu" in passed else "")
     return None
+
+
+def settle_in(place: Path) -> None:
+    """Make a delegated group of version 2, this process's own or the one above, pass its controllers on.
+
+    Delegate=yes of systemd gives a service its group with the service's processes in it, and no controller is passed
+    on. No group that is not delegated is touched. To fail is no error: limits are then watched.
+    """
+    group = next((one for one in (place, place.parent) if is_delegated(one)), None)
+    if group is None:
+        return
+    try:
+        if group == place and not _leave(group):
+            return
+        there = (group / "cgroup.controllers").read_text().split()
+        for controller in ("memory", "pids", "cpu"):
+            if controller in there:
+                (group / "cgroup.subtree_control").write_text(f"+{controller}")
+    except OSError as error:
+        log.info("the control group %s cannot be used for apps: %s", group, error)
+
+
+def is_unified() -> bool:
+    """Whether memory is a matter of version 2 here: a hybrid machine has that version for nothing but names."""
+    mounts = list(_mounts())
+    in_version_1 = any(kind == "cgroup" and "memory" in options.split(",") for kind, options, _ in mounts)
+    return not in_version_1 and any(kind == "cgroup2" for kind, _, _ in mounts)
+
+
+def is_given() -> bool:
+    """Whether this process runs in a group of version 2 that is delegated, or directly below one."""
+    own = _own_groups().get("", "/")
+    places = [Path(point + own) for kind, _, point in _mounts() if kind == "cgroup2"]
+    return any(is_delegated(one) for place in places for one in (place, place.parent))
+
+
+def is_delegated(group: Path) -> bool:
+    """Whether systemd has left a group to whom it runs there."""
+    for name in ("user.delegate", "trusted.delegate"):  # the latter alone by older ones, and seen by root only
+        with suppress(OSError):
+            if os.getxattr(group, name) == b"1":
+                return True
+    return False
+
+
+def _leave(group: Path) -> bool:
+    """Move all members of a group into one below; whether it is empty then."""
+    leaf = group / LEAF
+    leaf.mkdir(exist_ok=True)
+    for _ in range(LEAVE_TRIES):
+        members = groups.members(str(group))
+        if not members:
+            return True
+        for pid in members:
+            with suppress(ProcessLookupError):
+                (leaf / "cgroup.procs").write_text(str(pid))
+    return False
 
 
 def _works(parent: str, prefix: str) -> bool:

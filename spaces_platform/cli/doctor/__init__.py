@@ -42,7 +42,7 @@ def groups_of(settings: Settings) -> list[Group]:
     if s.builder == "venv":
         groups += [("uv", machine.check_uv)]
     if s.orchestrator == "process":
-        groups += [("isolation", machine.check_isolation)]
+        groups += [("isolation", machine.check_isolation), ("limits", machine.check_limits)]
     if s.url.startswith("https:"):
         groups += [("certificate", lambda: network.check_certificate(s))]
     if s.orchestrator == "docker":

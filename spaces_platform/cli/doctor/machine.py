@@ -100,6 +100,28 @@ def check_isolation() -> Check:
     return Check("isolation", "warn", f"{found.words}" + (f" ({why})" if why else ""), fix)
 
 
+def check_limits() -> Check:
+    """What would hold apps to their limits if the platform were started from here."""
+    from spaces_platform.adapters.process import cgroups
+
+    found = cgroups.detect(f"spaces-doctor-{os.getpid()}-", settle=False)
+    return judge_limits(found.holds, is_given=cgroups.is_given(), is_unified=cgroups.is_unified())
+
+
+def judge_limits(holds: tuple[str, ...], *, is_given: bool, is_unified: bool) -> Check:
+    """By the limits that control groups enforce. Pure."""
+    if is_given:
+        return ok("limits", "by a control group that systemd has left to the platform")
+    watched = [name for name in ("memory", "processes") if name not in holds]
+    if not watched:
+        weight = "" if "cpu" in holds else "; processors by priority only"
+        return ok("limits", f"{', '.join(holds)} by control groups{weight}")
+    fix = "An app that is quick takes more for a moment. Run the platform as root"
+    if is_unified:
+        fix += ", or by systemd with Delegate=yes: systemd-run --user --scope -p Delegate=yes spaces up"
+    return warn("limits", f"{' and '.join(watched)} of apps are looked at twice a second, not enforced", f"{fix}.")
+
+
 def check_data(data: Path) -> Check:
     place = data
     while not place.exists():

@@ -1,0 +1,136 @@
+"""The groups of build steps, on folders as the kernel shows them: version 1 and 2, both of the engine's drivers.
+
+How an engine with the systemd driver names and places them was recorded on Docker 26.1 with cgroup v2.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from pathlib import Path
+
+import pytest
+
+from builders.confined import LimitHit
+from builders.containers import client, limits
+from builders.containers.limits import Engine, Steps
+from builders.types import BuildLimits
+
+LIMITS = BuildLimits(seconds=60, memory=64 << 20, disk=64 << 20, processes=20)
+STEP = "lftrwe40fztxuipepnkc0up7j"
+NESTED = f"system.slice:docker:{STEP}"
+
+
+def unified(root: Path) -> Path:
+    root.mkdir()
+    (root / "cgroup.controllers").write_text("cpuset cpu io memory pids\n")
+    return root
+
+
+def group(folder: Path, *files: str) -> Path:
+    folder.mkdir(parents=True)
+    for name in files or ("memory.max", "memory.swap.max", "pids.max", "cpu.max", "cpu.weight"):
+        (folder / name).write_text("max\n")
+    return folder
+
+
+def values(folder: Path) -> dict[str, str]:
+    return {path.name: path.read_text() for path in folder.iterdir() if path.is_file()}
+
+
+def test_builds_have_a_parent_that_holds_nothing_else(tmp_path: Path) -> None:
+    """The systemd driver's own is the slice of all services: a limit on it would be one on the machine."""
+    assert Engine(tmp_path).cgroup_parent == ""
+    assert Engine(tmp_path).parent == "docker/buildkit"
+    own = Engine(tmp_path, "systemd")
+    assert own.parent == f"{own.cgroup_parent.strip('/')}/buildkit" == "spaces-builds/buildkit"
+    request = client.Request(tmp_path, tmp_path, tmp_path, "mark", cgroup_parent=own.cgroup_parent)
+    line = client.argv("docker", "unix:///x", request, {})
+    assert line[line.index("--cgroup-parent") + 1] == "/spaces-builds"
+    assert "--cgroup-parent" not in client.argv("docker", "u", client.Request(tmp_path, tmp_path, tmp_path, "m"), {})
+
+
+def test_all_builds_together_are_limited_in_version_2(tmp_path: Path) -> None:
+    root = unified(tmp_path / "cgroup")
+    together = group(root / "spaces-builds/buildkit")
+    limits.limit_all(Engine(tmp_path, "systemd", cgroups=root), memory=100, processes=7, cpus=1.5)
+    for folder in (root, together.parent, together):
+        assert (folder / "cgroup.subtree_control").read_text() == "+memory +pids +cpu"
+    found = values(together)
+    assert (found["memory.max"], found["memory.swap.max"], found["pids.max"]) == ("100", "0", "7")
+    assert (found["cpu.max"], found["cpu.weight"]) == ("150000 100000", "12")
+
+
+@pytest.mark.parametrize(
+    ("path", "place"),
+    [
+        (f"/spaces-builds/buildkit/{STEP}", f"spaces-builds/buildkit/{STEP}"),
+        (f"/docker/buildkit/{STEP}", f"docker/buildkit/{STEP}"),
+        pytest.param(NESTED, f"system.slice/{NESTED}", id="version 2: beside the daemon's"),
+        pytest.param(NESTED, f"system.slice/docker.service/{NESTED}", id="below the daemon's"),
+    ],
+)
+def test_a_step_is_limited_wherever_the_engine_has_put_it(tmp_path: Path, path: str, place: str) -> None:
+    root = unified(tmp_path / "cgroup")
+    engine = Engine(tmp_path, "systemd", cgroups=root)
+    assert not engine.groups(path).limit(memory=LIMITS.memory, processes=LIMITS.processes), "it is not there yet"
+    assert engine.groups(path).kill(), "nothing of others is killed for it"
+    step = group(root / place)
+    assert engine.groups(path).folder("memory") == step
+    assert engine.groups(path).limit(memory=LIMITS.memory, processes=LIMITS.processes)
+    found = values(step)
+    assert (found["memory.max"], found["pids.max"]) == (str(LIMITS.memory), str(LIMITS.processes))
+
+
+def test_in_version_1_it_is_found_by_its_controllers(tmp_path: Path) -> None:
+    root = tmp_path / "cgroup"
+    for controller, file in (("memory", "memory.limit_in_bytes"), ("pids", "pids.max")):
+        group(root / controller / "system.slice/docker.service" / NESTED, file)
+    found = Engine(tmp_path, "systemd", cgroups=root).groups(NESTED)
+    assert found.limit(memory=LIMITS.memory, processes=LIMITS.processes)
+    assert (found.folder("pids") / "pids.max").read_text() == str(LIMITS.processes)
+    assert (found.folder("memory") / "memory.limit_in_bytes").read_text() == str(LIMITS.memory)
+
+
+def test_a_kernel_that_does_not_account_for_swap_limits_all_else(tmp_path: Path) -> None:
+    root = unified(tmp_path / "cgroup")
+    step = group(root / "docker/buildkit" / STEP, "memory.max", "pids.max")
+    found = Engine(tmp_path, cgroups=root).groups(f"/docker/buildkit/{STEP}")
+    assert found.limit(memory=LIMITS.memory, processes=LIMITS.processes)
+    assert values(step) == {"memory.max": str(LIMITS.memory), "pids.max": str(LIMITS.processes)}
+
+
+# --- the steps of one build ----------------------------------------------------------------------------------------
+@pytest.fixture
+def steps(tmp_path: Path) -> Steps:
+    """Those of a build one step of which has begun: it is written down, and has no group yet."""
+    if os.geteuid() != 0:
+        pytest.skip("only root looks at an engine's steps")
+    folder = tmp_path / "buildkit/executor" / STEP
+    folder.mkdir(parents=True)
+    config = {"process": {"env": ["NO_PROXY=mine"]}, "linux": {"cgroupsPath": NESTED}, "mounts": []}
+    (folder / "config.json").write_text(json.dumps(config))
+    engine = Engine(tmp_path, "systemd", unified(tmp_path / "cgroup"))
+    return Steps(engine, "mine", LIMITS, reserve=0)
+
+
+def test_a_step_whose_group_is_made_late_is_limited_then(steps: Steps) -> None:
+    steps.check()
+    step = group(steps.engine.cgroups / "system.slice" / NESTED)
+    steps.check()
+    assert (step / "pids.max").read_text() == str(LIMITS.processes)
+    (step / "memory.events").write_text("low 0\nhigh 0\nmax 41\noom 1\noom_kill 1\noom_group_kill 0\n")
+    with pytest.raises(LimitHit) as caught:
+        steps.check()
+    assert caught.value.kind == "memory"
+
+
+def test_a_step_that_stays_without_limits_is_told_once(
+    steps: Steps, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(limits, "FOUND_SECONDS", -1.0)
+    with caplog.at_level(logging.WARNING, limits.__name__):
+        steps.check()
+        steps.check()
+    assert [NESTED in record.getMessage() for record in caplog.records] == [True]
