@@ -19,6 +19,7 @@ ADAPTERS = "spaces_platform.adapters"
 OWN_ADAPTERS = {
     "spaces_platform/worker.py": "is Celery's own process",
     "spaces_platform/cli/run_local.py": "runs one app without a platform",
+    "spaces_platform/cli/doctor/engine.py": "starts a container with the runtime that was chosen",
     "spaces_platform/cli/doctor/machine.py": "tries what this machine gives them",
     "spaces_platform/cli/doctor/network.py": "tries what this machine gives them",
 }
