@@ -29,6 +29,7 @@ from typing import Any
 from benchmarks._rig import Platform, Repo, free_port, until, workplace
 from benchmarks._services import ENGINE, Missing, docker, need_engine, redis
 from benchmarks.deploys import App, Pairs
+from spaces_platform.adapters.docker.disks import unmount_all
 from spaces_platform.adapters.docker.network import INSTANCE
 from spaces_platform.adapters.docker.settings import instance_of
 
@@ -392,10 +393,13 @@ def _platform(folder: Path, extra: dict[str, str]) -> Iterator[Platform]:
             with Platform(folder, settings=settings) as platform:
                 yield platform
         finally:
+            # Apps outlive their platform; these are to leave nothing, disks included.
             label = f"label={INSTANCE}={instance_of(folder / 'data' / 'containers')}"
-            kept = docker("network", "ls", "--quiet", "--filter", label).split()
-            if kept:
+            if left := docker("ps", "--all", "--quiet", "--filter", label).split():
+                docker("rm", "--force", "--volumes", *left)
+            if kept := docker("network", "ls", "--quiet", "--filter", label).split():
                 docker("network", "rm", *kept)
+            unmount_all(folder)
 
 
 def measure(app: str, rounds: int, only: tuple[str, ...], given: dict[str, str]) -> list[dict[str, Any]]:

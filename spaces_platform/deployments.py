@@ -218,8 +218,10 @@ class Deployments:
             tx.flush()
             row.status, row.frozen_at = "READY", None
             row.live, row.routed_at, row.unrouted_at, row.unrouted_version = True, now, None, None
-            space.routed, space.last_good, space.slept_at, space.start_queued_at = row.id, row.artifact, None, None
-            space.last_active_at, space.route_version = now, version
+            space.routed, space.last_good, space.start_queued_at = row.id, row.artifact, None
+            if space.slept_at is None or space.last_active_at > space.slept_at:
+                space.slept_at, space.last_active_at = None, now  # else sleep was asked for while it started
+            space.route_version = version
             tx.add(row)
             tx.add(space)
             data = {"deployment": row.id, "commit": row.commit, "version": version}

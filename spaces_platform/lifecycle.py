@@ -388,13 +388,13 @@ def _drain(facts: Facts, now: float) -> tuple[tuple[Action, ...], float | None]:
             until = (now if d.frozen_at is None else d.frozen_at) + facts.frozen_for
             if d.failed:
                 actions.append(FailDeployment(d.id, timed_out=False))
-            elif d is not kept or (_is_asleep(facts) and now >= until):
+            elif d is not kept or (is_asleep(facts) and now >= until):
                 actions.append(StopDeployment(d.id))
             else:
                 check = _earliest(check, until)
         elif d.unrouted_at is not None and not d.live:
             check = _earliest(check, now + LOOK_AGAIN)
-            if d is kept and not _is_asleep(facts):
+            if d is kept and not is_asleep(facts):
                 continue  # It is routed again.
             if d is kept and d.drained and d.may_freeze:
                 actions.append(FreezeDeployment(d.id))
@@ -437,7 +437,7 @@ def _end_all(facts: Facts) -> list[Action]:
 
 def _clear_out(facts: Facts, now: float) -> tuple[RunAxis, tuple[Action, ...], float | None]:
     """The volume goes before anything starts again, and what has it open before that."""
-    axis = RunAxis.SLEEPING if _is_asleep(facts) else RunAxis.STARTING
+    axis = RunAxis.SLEEPING if is_asleep(facts) else RunAxis.STARTING
     if not facts.deployments:
         return axis, (RemoveVolume(),), now
     return axis, tuple(_end_all(facts)), now + LOOK_AGAIN
@@ -487,7 +487,7 @@ def _run_axis(facts: Facts, build: BuildAxis, now: float) -> tuple[RunAxis, tupl
     if live is not None and wanted == (live.artifact, live.generation):
         return _serving(facts, live, actions, failed, now)
     if wanted is not None and wanted[1] == facts.generation:
-        if live is None and _is_asleep(facts):
+        if live is None and is_asleep(facts):
             if facts.routed is not None:
                 actions.append(Park(asleep=True))
             return (RunAxis.FAILED if failed else RunAxis.SLEEPING), tuple(actions), None
@@ -526,7 +526,7 @@ def _serving(
     facts: Facts, live: DeploymentFacts, actions: list[Action], failed: bool, now: float
 ) -> tuple[RunAxis, tuple[Action, ...], float | None]:
     """A deployment serves and nothing newer is under way: keep its route right, or let it sleep."""
-    if _is_asleep(facts):
+    if is_asleep(facts):
         axis = RunAxis.FAILED if failed else RunAxis.SLEEPING
         return axis, (*actions, Park(asleep=True)), now + LOOK_AGAIN
     if facts.sleep_after is not None and facts.traffic_known and facts.in_flight == 0:
@@ -568,7 +568,7 @@ def _is_exhausted(facts: Facts, artifact: str | None) -> bool:
     return artifact is not None and artifact in facts.attempts and not facts.attempts[artifact].left()
 
 
-def _is_asleep(facts: Facts) -> bool:
+def is_asleep(facts: Facts) -> bool:
     """Put to sleep, or asked to, and not visited since."""
     return facts.slept_at is not None and facts.last_active_at <= facts.slept_at
 

@@ -50,6 +50,7 @@ from spaces_platform.lifecycle import (
     StopDeployment,
     ThawDeployment,
     Unroute,
+    is_asleep,
 )
 from spaces_platform.models import Build, Deployment, Domain, Event, Host, Secret, Space, Variable
 from spaces_platform.planning import Planned, card_of, plan_head, plan_to_json
@@ -558,7 +559,7 @@ def _starting(decision: Decision) -> Shown | None:
 def _after_route(facts: Facts) -> float:
     """Seconds until the look at a Space that was routed just now."""
     wanted = [(facts.artifact, facts.generation)]
-    if facts.builds or [(d.artifact, d.generation) for d in facts.deployments] != wanted:
+    if facts.builds or [(d.artifact, d.generation) for d in facts.deployments] != wanted or is_asleep(facts):
         return AFTER_SWAP_SECONDS
     return AFTER_WAKE_SECONDS if facts.sleep_after is None else min(AFTER_WAKE_SECONDS, facts.sleep_after)
 

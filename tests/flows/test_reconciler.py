@@ -182,6 +182,23 @@ def test_who_visits_one_that_wakes_already_asks_for_no_other_pass(world: World) 
     assert world.space(space).stage == "RUNNING"
 
 
+def test_sleep_that_is_asked_for_while_it_starts_holds_until_a_visit(world: World) -> None:
+    space = world.create()
+    world.settle()
+    world.apps.script = lambda _: Script()
+    world.platform.spaces.restart(world.space(space), world.actor)
+    world.settle_some(3)
+    (starting,) = [n for n, seen in world.apps.observe().items() if seen.status is RunStatus.STARTING]
+    world.platform.spaces.sleep(world.space(space), world.actor)
+    world.apps.make_ready(starting)
+    world.settle()
+    assert world.space(space).stage == "SLEEPING"
+    world.apps.script = lambda _: Script(ready=True)
+    world.platform.spaces.wake(space.id or 0)
+    world.settle()
+    assert world.space(space).stage == "RUNNING"
+
+
 def test_asleep_stays_asleep_without_a_visit(world: World) -> None:
     space = world.create()
     world.settle()
