@@ -57,8 +57,8 @@ test: $(DEV) ## All tests but those of containers; what cannot run here is skipp
 test-containers: $(DEV) ## The tests that need a Docker engine; as root, one is started where none answers (ARGS=)
 	@$(BIN)/python -m pytest -q -m "containers and not soak" $(ARGS)
 
-test-postgres: $(DEV) ## What touches the database, on a Postgres of its own (ARGS=, JOBS=)
-	@SPACES_TEST_DATABASE=postgres $(BIN)/python -m pytest -q -m "not soak and not containers" tests/unit tests/api tests/web tests/flows -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
+test-postgres: $(DEV) ## The tests of `test`, with their databases in a Postgres of its own (ARGS=, JOBS=)
+	@SPACES_TEST_DATABASE=postgres $(BIN)/python -m pytest -q -m "not soak and not containers" -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-machine: $(DEV) ## Tests in a virtual machine with systemd, cgroup v2 and Debian's Docker; root, qemu (TESTS=, ARGS=)
 	@$(BIN)/python -m tests.machines $(ARGS) $(TESTS)
