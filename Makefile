@@ -58,7 +58,7 @@ test-containers: $(DEV) ## The tests that need a Docker engine; as root, one is 
 	@$(BIN)/python -m pytest -q -m "containers and not soak" $(ARGS)
 
 test-postgres: $(DEV) ## The tests of `test`, with their databases in a Postgres of its own (ARGS=, JOBS=)
-	@SPACES_TEST_DATABASE=postgres $(BIN)/python -m pytest -q -m "not soak and not containers" -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
+	@TEST_DATABASE=postgres $(BIN)/python -m pytest -q -m "not soak and not containers" -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-machine: $(DEV) ## Tests in a virtual machine with systemd, cgroup v2 and Debian's Docker; root, qemu (TESTS=, ARGS=)
 	@$(BIN)/python -m tests.machines $(ARGS) $(TESTS)
@@ -76,7 +76,7 @@ bench: $(DEV) ## Speed, side by side with peers; one JSON line last
 	@$(BIN)/python -m benchmarks $(ARGS)
 
 soak: $(DEV) ## The large and long tests
-	@SPACES_TEST_STRETCH=1 $(BIN)/python -m pytest -q -m soak $(ARGS)
+	@TEST_STRETCH=1 $(BIN)/python -m pytest -q -m soak $(ARGS)
 
 lock: $(DEV) ## Resolve the dependencies anew
 	@printf 'setuptools>=77\n' | $(BIN)/uv pip compile pyproject.toml - --extra dev --extra single-host $(LOCK) --upgrade -o requirements-dev.lock

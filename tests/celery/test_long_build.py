@@ -1,6 +1,6 @@
 """T31 at full size: a build that lasts longer than Redis waits for its acknowledgement ends once.
 
-Only when asked for, since each test lasts as long as its build: SPACES_TEST_BUILD_SECONDS says how long that is.
+Only when asked for, since each test lasts as long as its build: TEST_BUILD_SECONDS says how long that is.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from spaces_platform.settings import Settings
 from tests.celery.farm import Farm
 from tests.services.redis import RedisServer
 
-LENGTH = int(os.environ.get("SPACES_TEST_BUILD_SECONDS", "0"))
+LENGTH = int(os.environ.get("TEST_BUILD_SECONDS", "0"))
 USUAL = 3600
 """Seconds after which Redis gives a message again, where a user of Celery says nothing else."""
 DEFAULT_LIMIT = Settings().build_seconds + SOFT_MARGIN
@@ -33,7 +33,7 @@ pytestmark = [
     pytest.mark.timeout(LENGTH + 2 * MARGIN),
     pytest.mark.skipif(
         not LENGTH,
-        reason="each lasts an hour; SPACES_TEST_BUILD_SECONDS=3700 asks for it: make soak ARGS='-n 3 tests/celery'",
+        reason="each lasts an hour; TEST_BUILD_SECONDS=3700 asks for it: make soak ARGS='-n 3 tests/celery'",
     ),
 ]
 

@@ -27,8 +27,8 @@ BUILD_SECONDS = 900
 
 
 def compose_commands() -> list[list[str]]:
-    """Every Compose that is here, or the one that SPACES_TEST_COMPOSE names; 2 before 1.29. Skips where none is."""
-    if named := os.environ.get("SPACES_TEST_COMPOSE", "").split():
+    """Every Compose that is here, or the one that TEST_COMPOSE names; 2 before 1.29. Skips where none is."""
+    if named := os.environ.get("TEST_COMPOSE", "").split():
         return [named]
     known = ([docker_cli(), "compose"], ["docker-compose"])
     found = [command for command in known if shutil.which(command[0]) and _answers(command)]

@@ -25,6 +25,7 @@ from tests.edge.caddy import APP, CUSTOM, PLATFORM, Edge, Front, edge, told
 from tests.edge.dns_server import NameServer, name_server
 from tests.edge.servers import free_port, program
 from tests.gateway.harness import run, until
+from tests.services import databases
 
 OURS = (PLATFORM, APP, CUSTOM)
 MANY = tuple(f"alice-{n}.apps.example.org" for n in range(30))
@@ -317,6 +318,7 @@ def test_doctor_tells_an_authority_that_this_machine_does_not_know(
 
 
 # --- the whole platform -------------------------------------------------------------------------
+@databases.not_on_postgres
 def test_a_claimed_domain_has_one_once_it_is_shown_to_be_its_owners(tmp_path: Path) -> None:
     """The real control plane: from the claim by way of a TXT record to the certificate."""
     program("caddy", "caddy")

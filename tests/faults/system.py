@@ -33,7 +33,7 @@ OPEN = ("STARTING", "READY", "STOPPING")
 TERMINAL = ("SUCCEEDED", "FAILED", "CANCELLED")
 QUIET_SECONDS = 40.0
 """How long after the last fault everything may take to be at rest."""
-STRETCH = float(os.environ.get("SPACES_TEST_STRETCH", "4"))
+STRETCH = float(os.environ.get("TEST_STRETCH", "4"))
 """Every time that is waited for or measured here may be so often what it is on an idle machine: whether a test passes
 must not depend on who else uses this one. `make soak` measures the times themselves, with 1."""
 

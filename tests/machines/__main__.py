@@ -17,7 +17,7 @@ from tests.machines import disk
 from tests.machines.machine import NoMachine, machine
 
 EMULATED = 6
-"""SPACES_TEST_STRETCH of a machine whose processor is emulated."""
+"""TEST_STRETCH of a machine whose processor is emulated."""
 NEEDED = {
     "qemu-system-x86_64": "qemu-system-x86",
     "debootstrap": "debootstrap",
@@ -49,7 +49,7 @@ def main() -> int:
         disk.say("; Docker ".join(found.ask(about).splitlines()) + ("" if stretch == 1 else "; no KVM: emulated, slow"))
         disk.copy_checkout(found.argv(f"tar --extract --directory {disk.CHECKOUT}"))
         command = (
-            f"cd {disk.CHECKOUT} && SPACES_TEST_STRETCH={stretch} timeout {asked.minutes}m .venv/bin/python -m pytest "
+            f"cd {disk.CHECKOUT} && TEST_STRETCH={stretch} timeout {asked.minutes}m .venv/bin/python -m pytest "
             f"-q -p no:cacheprovider --timeout={300 * stretch} {shlex.join(asked.tests)}"
         )
         code = found.run(command, asked.minutes * 60 + 60)

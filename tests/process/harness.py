@@ -17,7 +17,7 @@ from spaces_platform.ports import DeploymentSpec, Observation, Resources, RunSta
 
 T = TypeVar("T")
 PYTHON = "{PLATFORM_PYTHON}"
-STRETCH = max(1.0, float(os.environ.get("SPACES_TEST_STRETCH", "1")))
+STRETCH = max(1.0, float(os.environ.get("TEST_STRETCH", "1")))
 """Every wait here may be so often as long: on a machine that is emulated (tests/machines)."""
 SMALL = Resources(cpus=1.0, memory=256 << 20, processes=64, disk=64 << 20, log_bytes=256 << 10)
 

@@ -86,7 +86,7 @@ def test_apps_of_a_service_are_limited_by_the_kernel_and_leave_no_group(unit: st
     done = subprocess.run(
         ["systemd-run", "--quiet", "--wait", "--pipe", "--collect", f"--unit={unit}", "-p", "Delegate=yes",
          "-p", f"User={pwd.getpwnam(user).pw_uid}", f"--working-directory={Path.cwd()}", f"--setenv=HOME={tmp_path}",
-         f"--setenv=SPACES_TEST_STRETCH={STRETCH}", "--setenv=PYTHONDONTWRITEBYTECODE=1",
+         f"--setenv=TEST_STRETCH={STRETCH}", "--setenv=PYTHONDONTWRITEBYTECODE=1",
          python, "-m", "tests.process.as_user"],
         capture_output=True, text=True, timeout=120 * STRETCH, check=False,
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Which database the tests run on: SQLite files, or (SPACES_TEST_DATABASE=postgres) databases of one Postgres.
+"""Which database the tests run on: SQLite files, or (TEST_DATABASE=postgres) databases of one Postgres.
 
 A test asks by the data directory that it uses: `url_of(data)` is the same database each time, made with all tables when
 it is first asked for. `copy` begins a test with what another one prepared. What a test made is dropped at its end.
@@ -22,10 +22,11 @@ from sqlmodel import SQLModel
 from spaces_platform.store import Store
 from tests.services import postgres
 
-CHOICE = os.environ.get("SPACES_TEST_DATABASE", "sqlite")
+CHOICE = os.environ.get("TEST_DATABASE", "sqlite")
 ON_POSTGRES = CHOICE == "postgres"
 
 sqlite_only = pytest.mark.skipif(ON_POSTGRES, reason="about SQLite itself")
+not_on_postgres = pytest.mark.skipif(ON_POSTGRES, reason="in a network of its own, where the tests' Postgres is not")
 _EMPTY = "made_by_migrations"
 
 
@@ -41,7 +42,7 @@ class _Server:
             reason = postgres.why_not()
             if reason is not None:
                 # Asked for by name, it must not be skipped unseen.
-                assert not ON_POSTGRES, f"SPACES_TEST_DATABASE=postgres: {reason}"
+                assert not ON_POSTGRES, f"TEST_DATABASE=postgres: {reason}"
                 pytest.skip(reason)
             self.cluster = postgres.Cluster().start()
             store = Store(self.cluster.create(_EMPTY))
@@ -117,7 +118,7 @@ def rows(url: str, query: str, *values: object) -> list[dict[str, Any]]:
     from psycopg.rows import dict_row
 
     with psycopg.connect(url, row_factory=dict_row) as server:
-        found = server.execute(query.replace("?", "%s"), values).fetchall()  # type: ignore[call-overload]
+        found = server.execute(query.replace("%", "%%").replace("?", "%s"), values).fetchall()  # type: ignore[call-overload]
     return [{k: json.dumps(v) if isinstance(v, dict | list) else v for k, v in row.items()} for row in found]
 
 
