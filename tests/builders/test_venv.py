@@ -231,11 +231,12 @@ def test_cancel_ends_everything_within_a_second(sandboxed: bool, tmp_path: Path,
         builder.sandbox = Sandbox(setpriv=builder.sandbox.setpriv)
     elif not builder.sandbox.bwrap:
         pytest.skip("bubblewrap does not work here")
-    # A daemon: its own session, its parent gone, its output closed.
+    # A daemon, in a session of its own, whose parent ends. It says itself that it is there: its parent cannot know when.
     body = (
-        "import time\nif os.fork() == 0:\n    os.setsid()\n    if os.fork() == 0:\n        time.sleep(300)\n"
+        "import time\nif os.fork() == 0:\n    os.setsid()\n    if os.fork() == 0:\n"
+        "        open(os.environ['TMPDIR'] + '/started', 'w').close()\n        time.sleep(300)\n"
         "    os._exit(0)\n"
-        "open(os.environ['TMPDIR'] + '/started', 'w').close()\ntime.sleep(300)"
+        "time.sleep(300)"
     )
     app = app_with(tmp_path, body)
     seen: list[float] = []
