@@ -129,7 +129,7 @@ class Job:
         (name / "Dockerfile").write_text(text.text)
         request = client.Request(
             context, name / "Dockerfile", self._home(work), self.mark, labels=labels, iid_file=name / "iid",
-            cgroup_parent=self.builder.machine.cgroup_parent,
+            cgroup_parent=limits.PARENT,
         )  # fmt: skip
         self._buildkit(request, Progress(Silent()), text)
         return (name / "iid").read_text().strip()
@@ -223,7 +223,7 @@ class Job:
             labels=self._labels(),
             secrets={**(client.secret_bytes(self.inputs.secrets) if self.is_own else {}), **network},
             proxies=self.options.proxies,
-            cgroup_parent=self.builder.machine.cgroup_parent,
+            cgroup_parent=limits.PARENT,
             **more,  # type: ignore[arg-type]
         )
 

@@ -1,14 +1,13 @@
 """What RUN steps may use, in an engine whose BuildKit knows no limits of its own.
 
 Owns: the limits of the control group that all build steps run below, finding the steps of one build while they run,
-limiting, measuring and killing them. Does not own: the time limit and the words of an error (`builder`, `diagnosis`).
+limiting, measuring and killing them. Does not own: the files of a control group (`groups`), how builds share the
+processor with apps (`processor`), the time limit and the words of an error (`builder`, `diagnosis`).
 Invariant: a step is touched only if the random mark of this build is in its environment (`client.MARK`).
 
-A step is a folder `buildkit/executor/<id>` of the engine with an OCI `config.json`, and a control group
-`<Engine.parent>/<id>`. A step runs for up to POLL seconds below the shared limits only, then below its own as well.
-Needs root on the engine's own machine; `Engine.words` says what holds otherwise.
-
-https://docs.kernel.org/admin-guide/cgroup-v1/memory.html, https://docs.kernel.org/admin-guide/cgroup-v2.html
+A step is a folder `buildkit/executor/<id>` of the engine with an OCI `config.json`, and a control group below PARENT.
+Engines before Docker 23 choose another place for the group: such a step is moved to one of ours when it is found, which
+is up to POLL seconds after it began. Needs root on the engine's own machine; `Engine.words` says what holds otherwise.
 """
 
 from __future__ import annotations
@@ -18,29 +17,25 @@ import logging
 import os
 import re
 import shutil
-import signal
 import time
 from collections.abc import Iterable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from builders import usage
 from builders.confined import LimitHit
+from builders.containers import processor
+from builders.containers.groups import Groups
 from builders.types import BuildLimits
 
 log = logging.getLogger(__name__)
-OWN_PARENT = "/spaces-builds"
-"""What builds are told as their --cgroup-parent where the engine's own choice has no group above all steps."""
-SHARES = 128
-"""Weight of builds against an app's 1024: an app that wants the processor gets it."""
+PARENT = "/spaces-builds"
+"""What builds are told as their --cgroup-parent: a group that is beside those of apps and services, and holds nothing
+but builds. The engine's own choice is either among its containers, or where systemd manages groups among services."""
 DISK_POLL = 1.0
 KILL_SECONDS = 5.0
 FOUND_SECONDS = 5.0
 """How long a step may be without a group that is found; it is told then."""
-_PERIOD = 100_000
-_WITH_SWAP = "memory.memsw.limit_in_bytes"
-_SWAP = "memory.swap.max"
 _ID = re.compile(r"[a-z0-9]{20,64}")
 _CGROUPS = Path("/sys/fs/cgroup")
 
@@ -72,18 +67,14 @@ class Engine:
         return "build steps are limited in time only: the platform is not root on the engine's machine"
 
     @property
-    def cgroup_parent(self) -> str:
-        """What a build names as its --cgroup-parent; empty: the engine's own choice.
-
-        With the systemd driver that choice is `system.slice:docker:<id>` below the daemon's slice, since BuildKit runs
-        steps without systemd: there no group holds all steps and nothing else. Engines before 23 do not obey.
-        """
-        return OWN_PARENT if self.driver == "systemd" else ""
+    def all_builds(self) -> Groups:
+        """What all steps are below."""
+        return Groups(self.cgroups, PARENT.strip("/"), self.unified)
 
     @property
-    def parent(self) -> str:
-        """The group that all steps run below."""
-        return f"{(self.cgroup_parent or 'docker').strip('/')}/buildkit"
+    def moved(self) -> Groups:
+        """What the groups are in of steps that the engine began elsewhere; the others are in one of BuildKit's."""
+        return self.all_builds.child("moved")
 
     @property
     def unified(self) -> bool:
@@ -103,116 +94,29 @@ class Engine:
         return path
 
 
-@dataclass(frozen=True, slots=True)
-class Groups:
-    """One control group in all hierarchies, of version 1 or 2."""
-
-    root: Path
-    path: str
-    unified: bool
-
-    def folder(self, controller: str) -> Path:
-        return self.root / self.path if self.unified else self.root / controller / self.path
-
-    def limit(self, *, memory: int = 0, processes: int = 0, cpus: float = 0.0, shares: int = 0) -> bool:
-        """Set what is given. False where the group is gone. Raises OSError where the kernel refuses."""
-        try:
-            for controller, file, value in self.settings(memory, processes, cpus, shares):
-                (self.folder(controller) / file).write_text(value)
-        except FileNotFoundError:
-            return False
-        return True
-
-    def settings(self, memory: int, processes: int, cpus: float, shares: int) -> list[tuple[str, str, str]]:
-        """(controller, file, text) in the order they must be written. Pure."""
-        rows: list[tuple[str, str, str]] = []
-        if memory and self.unified:
-            rows.append(("memory", "memory.max", str(memory)))
-            if (self.folder("memory") / _SWAP).exists():  # else the kernel does not account for swap
-                rows.append(("memory", _SWAP, "0"))
-        elif memory:
-            rows += self._memory_v1(memory)
-        if processes:
-            rows.append(("pids", "pids.max", str(processes)))
-        if cpus and self.unified:
-            rows.append(("cpu", "cpu.max", f"{int(cpus * _PERIOD)} {_PERIOD}"))
-        elif cpus:
-            rows += [("cpu", "cpu.cfs_period_us", str(_PERIOD)), ("cpu", "cpu.cfs_quota_us", str(int(cpus * _PERIOD)))]
-        if shares and self.unified:
-            rows.append(("cpu", "cpu.weight", str(max(1, shares * 100 // 1024))))
-        elif shares:
-            rows.append(("cpu", "cpu.shares", str(shares)))
-        return rows
-
-    def _memory_v1(self, memory: int) -> list[tuple[str, str, str]]:
-        """Memory, and memory with swap, which the kernel never lets be the smaller of the two."""
-        alone = ("memory", "memory.limit_in_bytes", str(memory))
-        both = ("memory", _WITH_SWAP, str(memory))
-        if not (self.folder("memory") / _WITH_SWAP).exists():  # a kernel without accounting of swap
-            return [alone]
-        return [both, alone] if memory > self._number("memory", _WITH_SWAP) else [alone, both]
-
-    def memory(self) -> int:
-        """Bytes in use, without what the kernel would take back at once."""
-        if self.unified:
-            return self._number("memory", "memory.current") - self._field("memory", "memory.stat", "inactive_file")
-        used = self._number("memory", "memory.usage_in_bytes")
-        return used - self._field("memory", "memory.stat", "total_inactive_file")
-
-    def killed_for_memory(self) -> int:
-        file = "memory.events" if self.unified else "memory.oom_control"
-        return self._field("memory", file, "oom_kill")
-
-    def refused_processes(self) -> int:
-        return self._field("pids", "pids.events", "max")
-
-    def kill(self) -> bool:
-        """SIGKILL to everything in it. True once nothing is left."""
-        with suppress(OSError):
-            (self.folder("pids") / "cgroup.kill").write_text("1")
-        try:
-            pids = [int(word) for word in (self.folder("pids") / "cgroup.procs").read_text().split()]
-        except OSError:
-            return True
-        for pid in pids:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        return not pids
-
-    def _number(self, controller: str, file: str) -> int:
-        try:
-            return int((self.folder(controller) / file).read_text())
-        except (OSError, ValueError):
-            return 0
-
-    def _field(self, controller: str, file: str, name: str) -> int:
-        try:
-            text = (self.folder(controller) / file).read_text()
-        except OSError:
-            return 0
-        match = re.search(rf"^{name} (\d+)$", text, re.M)
-        return int(match[1]) if match else 0
-
-
 def limit_all(engine: Engine, *, memory: int, processes: int, cpus: float) -> None:
     """Bound all build steps of an engine together. Idempotent; at each build, since a reboot forgets it.
 
     Raises OSError where the kernel refuses.
     """
-    groups = engine.groups(f"/{engine.parent}")
-    for controller in ("memory", "pids", "cpu"):
-        groups.folder(controller).mkdir(parents=True, exist_ok=True)
-    if groups.unified:
-        # Controllers are handed down level by level.
-        for folder in (engine.cgroups, engine.cgroups / engine.parent.partition("/")[0], groups.folder("")):
-            (folder / "cgroup.subtree_control").write_text("+memory +pids +cpu")
-    groups.limit(memory=memory, processes=processes, cpus=cpus, shares=SHARES)
+    engine.moved.make()
+    engine.all_builds.limit(memory=memory, processes=processes, cpus=cpus)
+    engine.all_builds.stand_back(True, processor.SHARES)
+    for left in engine.moved.below():
+        left.remove()
+    if engine.driver == "cgroupfs":  # where steps of engines before Docker 23 begin
+        theirs = Groups(engine.cgroups, "docker/buildkit", engine.unified)
+        theirs.make()
+        theirs.limit(memory=memory, processes=processes, cpus=cpus)
 
 
 @dataclass(slots=True)
 class _Step:
+    id: str
     path: str
+    """Its group, as the engine wrote it down."""
     groups: Groups
+    """Where its limits are."""
     upper: Path | None
     """What the step has written, as a layer."""
     caches: dict[Path, int] = field(default_factory=dict)
@@ -236,9 +140,13 @@ class Steps:
     ended_disk: int = 0
     _foreign: set[str] = field(default_factory=set)
     _next_disk: float = 0.0
+    turns: processor.Turns = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.turns = processor.Turns(self.engine.all_builds)
 
     def check(self) -> None:
-        """Find, limit and measure. Raises LimitHit."""
+        """Find, limit and measure. Raises LimitHit, and OSError where the kernel refuses."""
         self._look()
         for step in self.running.values():
             if not step.limited:
@@ -251,6 +159,8 @@ class Steps:
             together = sum(step.groups.memory() for step in self.running.values())
             if together > self.limits.memory:
                 raise LimitHit("memory", together, self.limits.memory)
+        if self.running:
+            self.turns.check(step.groups for step in self.running.values())
         if time.monotonic() >= self._next_disk:
             began = time.monotonic()
             self.check_disk()
@@ -258,8 +168,17 @@ class Steps:
 
     def _limit(self, step: _Step) -> None:
         """Its group is made after its config is written."""
-        step.groups = self.engine.groups(step.path)
-        step.limited = step.groups.limit(memory=self.limits.memory, processes=self.limits.processes)
+        given = self.engine.groups(step.path)
+        bounds = {"memory": self.limits.memory, "processes": self.limits.processes}
+        if not given.exists:
+            step.limited = False
+        elif given.is_below(self.engine.all_builds):
+            step.groups = given
+            step.limited = given.limit(**bounds)
+        else:
+            step.groups = self.engine.moved.child(step.id)
+            step.groups.make()
+            step.limited = step.groups.limit(**bounds) and step.groups.take(given)
         if not (step.limited or step.told) and time.monotonic() - step.seen > FOUND_SECONDS:
             log.warning("a build step has no limits of its own: there is no control group %s", step.path)
             step.told = True
@@ -286,10 +205,14 @@ class Steps:
         deadline = time.monotonic() + KILL_SECONDS
         while True:
             self._look()
-            left = [id for id, step in self.running.items() if not self.engine.groups(step.path).kill()]
+            left = [id for id, step in self.running.items() if not self._kill(step)]
             if not left or time.monotonic() > deadline:
                 return
             time.sleep(0.01)
+
+    def _kill(self, step: _Step) -> bool:
+        """Both, since it may be on its way from one to the other."""
+        return all([self.engine.groups(step.path).kill(), step.groups.kill()])
 
     def _look(self) -> None:
         if not self.engine.is_ours:
@@ -299,12 +222,15 @@ class Steps:
         except FileNotFoundError:
             ids = set()
         for gone in set(self.running) - ids:
-            self.ended_disk += self.running.pop(gone).disk
+            step = self.running.pop(gone)
+            self.ended_disk += step.disk
+            if step.groups.is_below(self.engine.moved):
+                step.groups.remove()
         self._foreign &= ids
         for id in ids - self._foreign - set(self.running):
-            step = self._read(id)
-            if step is not None:
-                self.running[id] = step
+            found = self._read(id)
+            if found is not None:
+                self.running[id] = found
 
     def _read(self, id: str) -> _Step | None:
         """A step of this build; None for one of another build, or one that is not written down yet."""
@@ -324,7 +250,7 @@ class Steps:
             Path(source) for source, options in binds if "ro" not in options and Path(source).is_relative_to(layers)
         ]
         upper = upper_dir(self.engine.mounts, folder / "rootfs")
-        return _Step(path, self.engine.groups(path), upper, {path: usage.disk([path]) for path in caches})
+        return _Step(id, path, self.engine.groups(path), upper, {path: usage.disk([path]) for path in caches})
 
 
 def upper_dir(mounts: Path, target: Path) -> Path | None:

@@ -41,21 +41,17 @@ def values(folder: Path) -> dict[str, str]:
 
 def test_builds_have_a_parent_that_holds_nothing_else(tmp_path: Path) -> None:
     """The systemd driver's own is the slice of all services: a limit on it would be one on the machine."""
-    assert Engine(tmp_path).cgroup_parent == ""
-    assert Engine(tmp_path).parent == "docker/buildkit"
-    own = Engine(tmp_path, "systemd")
-    assert own.parent == f"{own.cgroup_parent.strip('/')}/buildkit" == "spaces-builds/buildkit"
-    request = client.Request(tmp_path, tmp_path, tmp_path, "mark", cgroup_parent=own.cgroup_parent)
+    request = client.Request(tmp_path, tmp_path, tmp_path, "mark", cgroup_parent=limits.PARENT)
     line = client.argv("docker", "unix:///x", request, {})
-    assert line[line.index("--cgroup-parent") + 1] == "/spaces-builds"
+    assert f"{line[line.index('--cgroup-parent') + 1]}".strip("/") == Engine(tmp_path).all_builds.path
     assert "--cgroup-parent" not in client.argv("docker", "u", client.Request(tmp_path, tmp_path, tmp_path, "m"), {})
 
 
 def test_all_builds_together_are_limited_in_version_2(tmp_path: Path) -> None:
     root = unified(tmp_path / "cgroup")
-    together = group(root / "spaces-builds/buildkit")
+    together = group(root / "spaces-builds")
     limits.limit_all(Engine(tmp_path, "systemd", cgroups=root), memory=100, processes=7, cpus=1.5)
-    for folder in (root, together.parent, together):
+    for folder in (root, together):
         assert (folder / "cgroup.subtree_control").read_text() == "+memory +pids +cpu"
     found = values(together)
     assert (found["memory.max"], found["memory.swap.max"], found["pids.max"]) == ("100", "0", "7")
@@ -117,8 +113,9 @@ def steps(tmp_path: Path) -> Steps:
 
 def test_a_step_whose_group_is_made_late_is_limited_then(steps: Steps) -> None:
     steps.check()
-    step = group(steps.engine.cgroups / "system.slice" / NESTED)
+    group(steps.engine.cgroups / "system.slice" / NESTED)
     steps.check()
+    step = steps.engine.cgroups / "spaces-builds/moved" / STEP
     assert (step / "pids.max").read_text() == str(LIMITS.processes)
     (step / "memory.events").write_text("low 0\nhigh 0\nmax 41\noom 1\noom_kill 1\noom_group_kill 0\n")
     with pytest.raises(LimitHit) as caught:

@@ -231,7 +231,7 @@ def test_cancel_ends_everything_within_a_second(sandboxed: bool, tmp_path: Path,
         builder.sandbox = Sandbox(setpriv=builder.sandbox.setpriv)
     elif not builder.sandbox.bwrap:
         pytest.skip("bubblewrap does not work here")
-    # A daemon, in a session of its own, whose parent ends. It says itself that it is there: its parent cannot know when.
+    # A daemon, in a session of its own, whose parent ends. It says itself that it is there: no other knows when.
     body = (
         "import time\nif os.fork() == 0:\n    os.setsid()\n    if os.fork() == 0:\n"
         "        open(os.environ['TMPDIR'] + '/started', 'w').close()\n        time.sleep(300)\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from builders.containers.groups import Groups
 from builders.types import BuildCancelled, BuildError, BuildInputs
 from tests.builders.conftest import Log
 from tests.containers.builds import BASE, LIMITS, Builds, builds_on, in_thread, ours
@@ -156,14 +158,13 @@ def test_a_limit_ends_the_build_and_is_named(name: str, engine_url: str, tmp_pat
 def test_all_builds_together_are_bounded(engine_url: str, tmp_path: Path) -> None:
     over = threading.Event()
     with builds_on(tmp_path, engine_url, cpus=1.5, slots=9) as builds:
-        machine = builds.builder.machine
-        groups = machine.groups(f"/{machine.parent}")
+        groups = builds.builder.machine.all_builds
 
         def limited() -> list[int]:
             """Members of the groups below that have the limit of a single build."""
             file = "memory.max" if groups.unified else "memory.limit_in_bytes"
             found: list[int] = []
-            for path in groups.folder("memory").glob(f"*/{file}"):
+            for path in groups.folder("memory").glob(f"*/*/{file}"):
                 with suppress(OSError):  # of another build, which has ended
                     if path.read_text().strip() == str(LIMITS.memory):
                         found += map(int, (path.parent / "cgroup.procs").read_text().split())
@@ -182,12 +183,42 @@ def test_all_builds_together_are_bounded(engine_url: str, tmp_path: Path) -> Non
         if groups.unified:
             assert read(groups.folder("memory") / "memory.max") == 9 * LIMITS.memory
             assert (groups.folder("cpu") / "cpu.max").read_text().split() == ["150000", "100000"]
-            assert read(groups.folder("cpu") / "cpu.weight") < 100
         else:
             assert read(groups.folder("memory") / "memory.limit_in_bytes") == 9 * LIMITS.memory
             assert read(groups.folder("cpu") / "cpu.cfs_quota_us") == 150_000
-            assert read(groups.folder("cpu") / "cpu.shares") < 1024
         assert read(groups.folder("pids") / "pids.max") == 9 * LIMITS.processes
+
+
+@as_root
+def test_builds_give_way_to_apps_and_are_not_starved(engine_url: str, tmp_path: Path) -> None:
+    """With a weight where the kernel has no idle groups; else idle, until others leave it nothing."""
+    over = threading.Event()
+    with builds_on(tmp_path, engine_url, cpus=float(os.cpu_count() or 1)) as builds:
+        groups = builds.builder.machine.all_builds
+        idle = groups.folder("cpu") / "cpu.idle"
+
+        def build() -> None:
+            with pytest.raises(BuildCancelled):
+                builds.dockerfile("RUN while :; do :; done\n", cancelled=over.is_set)
+
+        worker = in_thread(build)
+        others: list[subprocess.Popen[bytes]] = []
+        try:
+            uses(groups, 0.5)
+            if not idle.exists():
+                weight = "cpu.weight" if groups.unified else "cpu.shares"
+                assert read(groups.folder("cpu") / weight) < 100
+                return
+            assert read(idle) == 1
+            others = [subprocess.Popen(["sh", "-c", "while :; do :; done"]) for _ in range(os.cpu_count() or 1)]
+            wait_until(lambda: read(idle) == 0, 30 * STRETCH)
+            uses(groups, 0.5)
+        finally:
+            for one in others:
+                one.kill()
+                one.wait()
+            over.set()
+            worker.join(60)
 
 
 # --- hostile Dockerfiles that no text shows ------------------------------------------------------------------------
@@ -257,6 +288,12 @@ def steps() -> list[str]:
         if b"sleep\x004713" in line:
             found.append(entry.name)
     return found
+
+
+def uses(groups: Groups, seconds: float) -> None:
+    """Wait until they have had that much more of the processors."""
+    before = groups.processor_seconds()
+    wait_until(lambda: groups.processor_seconds() > before + seconds, 60 * STRETCH)
 
 
 def read(path: Path) -> int:
