@@ -55,7 +55,9 @@ for _ in range(workers):
 """What a greedy build runs: so many processes, each writing through so many bytes of memory for so many seconds."""
 HOGS = 8
 BUILD_MB = 4096
-NOISY_SECONDS = 10.0
+NOISY_SECONDS = 5.0
+NOISY_TURNS = 3
+"""Of both in each round: the machine's own unrest lasts for seconds, and is to hit both alike."""
 
 
 @dataclass(frozen=True)
@@ -221,7 +223,7 @@ class Bench:
         self._first_byte(host)
         idle: list[float] = []
         busy: list[float] = []
-        for number in range(self.rounds):
+        for number in range(self.rounds * NOISY_TURNS):
             idle += self._visited(host)
             with self._greedy_build(f"noisy{number}"):
                 busy += self._visited(host)
