@@ -38,7 +38,7 @@ from tests.containers.test_run_freezing import (  # noqa: F401
 )
 from tests.containers.test_run_limits import (  # noqa: F401
     BOMB,
-    TIGHT,
+    hogged,
     neighbour,
     test_a_full_disk_is_the_apps_own,
 )
@@ -118,11 +118,7 @@ def test_a_fork_bomb_is_refused_more_inside_and_ends_when_told(place: Place) -> 
 
 
 def test_a_memory_hog_is_ended_alone_and_that_is_named(place: Place) -> None:
-    orchestrator = place.orchestrator()
-    with neighbour(place, orchestrator):
-        spec = place.spec(apps.MEMORY_HOG, resources=TIGHT)
-        orchestrator.start(spec)
-        seen = exited(orchestrator, spec.id)
+    seen = hogged(place)
     assert seen.out_of_memory
     assert seen.exit_code != 0
 

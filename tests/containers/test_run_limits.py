@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from spaces_platform.adapters.docker import DockerOrchestrator
-from spaces_platform.ports import RunStatus
+from spaces_platform.ports import Observation, RunStatus
 from tests.containers.harness import SMALL, Place, alive, exited, gone, ran, ready, text
 from tests.process import apps
 from tests.process.harness import wait_for
@@ -98,12 +98,17 @@ def test_a_fork_bomb_fills_its_own_share_and_ends_when_told(place: Place) -> Non
 TIGHT = replace(SMALL, memory=64 * MIB)
 
 
-def test_a_memory_hog_is_ended_alone_and_that_is_named(place: Place) -> None:
+def hogged(place: Place) -> Observation:
+    """What is seen of an app that took all the memory it could, beside another that went on."""
     orchestrator = place.orchestrator()
     with neighbour(place, orchestrator):
         spec = place.spec(apps.MEMORY_HOG, resources=TIGHT)
         orchestrator.start(spec)
-        seen = exited(orchestrator, spec.id)
+        return exited(orchestrator, spec.id)
+
+
+def test_a_memory_hog_is_ended_alone_and_that_is_named(place: Place) -> None:
+    seen = hogged(place)
     assert (seen.out_of_memory, seen.exit_code) == (True, -9)
 
 
