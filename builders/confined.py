@@ -24,6 +24,9 @@ from builders.types import BuildCancelled, BuildLimits
 
 POLL = 0.1
 """Seconds between two looks at cancellation, processes and memory."""
+PIPE_BYTES = 1 << 16
+PIPE_READS = 16
+"""Of PIPE_BYTES: a pipe of an unprivileged process holds up to a megabyte."""
 DISK_POLL = 1.0
 """Least seconds between two walks over the folders; a walk never takes more than a tenth of the time."""
 MAX_LINE = 4000
@@ -198,8 +201,11 @@ def _follow(process: subprocess.Popen[bytes], budget: Budget, lines: _Lines, on_
                 budget.check(process.pid)
                 on_tick()
                 checked = time.monotonic()
-            # A daemon the command left behind may hold the pipe open: the command's own end decides.
-            if data == b"" or (not data and _ended(process)):
+                # A daemon the command left behind may hold the pipe open: the command's own end decides.
+                if _ended(process):
+                    _drain(fd, lines)
+                    break
+            if data == b"":
                 break
     while not _ended(process):  # closed its output, but still runs
         budget.check(process.pid)
@@ -212,9 +218,18 @@ def _ended(process: subprocess.Popen[bytes]) -> bool:
     return os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
+def _drain(fd: int, lines: _Lines) -> None:
+    """What the command wrote after the last look and before its end: no more than a pipe holds, whoever else writes."""
+    for _ in range(PIPE_READS):
+        data = _read(fd)
+        if not data:
+            return
+        lines.feed(data)
+
+
 def _read(fd: int) -> bytes | None:
     try:
-        return os.read(fd, 65536)
+        return os.read(fd, PIPE_BYTES)
     except BlockingIOError:
         return None
 

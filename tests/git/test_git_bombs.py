@@ -30,7 +30,7 @@ SMALL = PushLimits(pack_bytes=1 << 20, repo_bytes=3 << 20, files=100, tree_bytes
 
 @pytest.fixture
 def small(tmp_path: Path) -> Iterator[Server]:
-    transfers = TransferLimits(at_once=2, wait=0.3, idle=1.0)
+    transfers = TransferLimits(at_once=2, wait=0.3, idle=5.0)
     with serving(tmp_path / "repos", limits=SMALL, transfers=transfers) as server:
         yield server
 
@@ -39,7 +39,7 @@ def stored(server: Server, space: str) -> list[Path]:
     return [p for p in (server.backend.repo(space).path / "objects").rglob("*") if p.is_file()]
 
 
-def eventually(condition: Callable[[], bool], seconds: float = 10.0) -> None:
+def eventually(condition: Callable[[], bool], seconds: float = 30.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "the condition did not come true in time"
