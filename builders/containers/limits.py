@@ -6,8 +6,9 @@ processor with apps (`processor`), the time limit and the words of an error (`bu
 Invariant: a step is touched only if the random mark of this build is in its environment (`client.MARK`).
 
 A step is a folder `buildkit/executor/<id>` of the engine with an OCI `config.json`, and a control group below PARENT.
-Engines before Docker 23 choose another place for the group: such a step is moved to one of ours when it is found, which
-is up to POLL seconds after it began. Needs root on the engine's own machine; `Engine.words` says what holds otherwise.
+An engine that does not obey (those before Docker 23 do not) chooses another place for the group: such a step is moved
+to one of ours when it is found, which is up to POLL seconds after it began. Needs root on the engine's own machine;
+`Engine.words` says what holds otherwise.
 """
 
 from __future__ import annotations
@@ -104,7 +105,7 @@ def limit_all(engine: Engine, *, memory: int, processes: int, cpus: float) -> No
     engine.all_builds.stand_back(True, processor.SHARES)
     for left in engine.moved.below():
         left.remove()
-    if engine.driver == "cgroupfs":  # where steps of engines before Docker 23 begin
+    if engine.driver == "cgroupfs":  # where steps begin if the engine does not obey
         theirs = Groups(engine.cgroups, "docker/buildkit", engine.unified)
         theirs.make()
         theirs.limit(memory=memory, processes=processes, cpus=cpus)
