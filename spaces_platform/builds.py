@@ -283,9 +283,11 @@ class Builds:
 
     def _claim(self) -> tuple[Build, str, str] | None:
         """Take the best build that may begin now: the build, its owner, and the token of the claim."""
-        token, now = random.token_hex(8), self.now()
+        token = random.token_hex(8)
         with self.store.write() as tx:
-            # Writers are alone: two that counted at once would both see the last free slot.
+            # Writers are alone: two that counted at once would both see the last free slot. What waited to be alone
+            # begins now: the build whose slot it takes ended while it waited.
+            now = self.now()
             for best in claimable(*self._line(tx), self.slots):
                 claim = (
                     update(Build)
