@@ -116,16 +116,28 @@ class _Step:
     id: str
     path: str
     """Its group, as the engine wrote it down."""
-    groups: Groups
-    """Where its limits are."""
+    given: Groups
+    """That one; nowhere as long as it is not found."""
     upper: Path | None
     """What the step has written, as a layer."""
     caches: dict[Path, int] = field(default_factory=dict)
     """Its cache mounts -> their size when it began."""
+    moved: Groups | None = None
+    """Where it is instead, if the engine began it elsewhere than below PARENT."""
     limited: bool = False
     seen: float = field(default_factory=time.monotonic)
     told: bool = False
     disk: int = 0
+
+    @property
+    def groups(self) -> list[Groups]:
+        return [self.given] if self.moved is None else [self.given, self.moved]
+
+    def tell(self, words: str) -> None:
+        """Once."""
+        if not self.told:
+            log.warning("%s", words)
+        self.told = True
 
 
 @dataclass(slots=True)
@@ -150,39 +162,43 @@ class Steps:
         """Find, limit and measure. Raises LimitHit, and OSError where the kernel refuses."""
         self._look()
         for step in self.running.values():
-            if not step.limited:
-                self._limit(step)
-            if step.groups.killed_for_memory():
+            self._limit(step)
+            if any(groups.killed_for_memory() for groups in step.groups):
                 raise LimitHit("memory", self.limits.memory, self.limits.memory)
-            if step.groups.refused_processes():
+            if any(groups.refused_processes() for groups in step.groups):
                 raise LimitHit("processes", self.limits.processes, self.limits.processes)
         if len(self.running) > 1:
-            together = sum(step.groups.memory() for step in self.running.values())
+            together = sum(groups.memory() for step in self.running.values() for groups in step.groups)
             if together > self.limits.memory:
                 raise LimitHit("memory", together, self.limits.memory)
         if self.running:
-            self.turns.check(step.groups for step in self.running.values())
+            self.turns.check(groups for step in self.running.values() for groups in step.groups)
         if time.monotonic() >= self._next_disk:
             began = time.monotonic()
             self.check_disk()
             self._next_disk = time.monotonic() + max(DISK_POLL, 10 * (time.monotonic() - began))
 
     def _limit(self, step: _Step) -> None:
-        """Its group is made after its config is written."""
-        given = self.engine.groups(step.path)
-        bounds = {"memory": self.limits.memory, "processes": self.limits.processes}
-        if not given.exists:
-            step.limited = False
-        elif given.is_below(self.engine.all_builds):
-            step.groups = given
-            step.limited = given.limit(**bounds)
-        else:
-            step.groups = self.engine.moved.child(step.id)
-            step.groups.make()
-            step.limited = step.groups.limit(**bounds) and step.groups.take(given)
-        if not (step.limited or step.told) and time.monotonic() - step.seen > FOUND_SECONDS:
-            log.warning("a build step has no limits of its own: there is no control group %s", step.path)
-            step.told = True
+        """Its group is made after its config is written, and its processes come into it after that."""
+        step.limited = step.limited or (step.given.exists and self._bound(step.given))
+        if step.limited and not step.given.is_below(self.engine.all_builds):
+            self._move(step)
+        elif not step.limited and time.monotonic() - step.seen > FOUND_SECONDS:
+            step.tell(f"a build step has no limits of its own: there is no control group {step.path}")
+
+    def _bound(self, groups: Groups) -> bool:
+        return groups.limit(memory=self.limits.memory, processes=self.limits.processes)
+
+    def _move(self, step: _Step) -> None:
+        """To a group of ours; at each look again, since a runtime joins one hierarchy of version 1 after the other."""
+        step.moved = step.moved or self.engine.moved.child(step.id)
+        try:
+            if not step.moved.exists:
+                step.moved.make()
+                self._bound(step.moved)
+            step.moved.take(step.given)
+        except OSError as error:
+            step.tell(f"a build step stays in {step.path}, beside what is no build: {error}")
 
     def check_disk(self) -> None:
         """Raises LimitHit for what the steps have written, or for what is left on the disk."""
@@ -206,14 +222,10 @@ class Steps:
         deadline = time.monotonic() + KILL_SECONDS
         while True:
             self._look()
-            left = [id for id, step in self.running.items() if not self._kill(step)]
-            if not left or time.monotonic() > deadline:
+            ended = [groups.kill() for step in self.running.values() for groups in step.groups]
+            if all(ended) or time.monotonic() > deadline:
                 return
             time.sleep(0.01)
-
-    def _kill(self, step: _Step) -> bool:
-        """Both, since it may be on its way from one to the other."""
-        return all([self.engine.groups(step.path).kill(), step.groups.kill()])
 
     def _look(self) -> None:
         if not self.engine.is_ours:
@@ -225,13 +237,16 @@ class Steps:
         for gone in set(self.running) - ids:
             step = self.running.pop(gone)
             self.ended_disk += step.disk
-            if step.groups.is_below(self.engine.moved):
-                step.groups.remove()
+            if step.moved is not None:
+                step.moved.remove()
         self._foreign &= ids
         for id in ids - self._foreign - set(self.running):
             found = self._read(id)
             if found is not None:
                 self.running[id] = found
+        for step in self.running.values():
+            if not step.given.exists:
+                step.given = self.engine.groups(step.path)
 
     def _read(self, id: str) -> _Step | None:
         """A step of this build; None for one of another build, or one that is not written down yet."""

@@ -123,6 +123,26 @@ def test_a_step_whose_group_is_made_late_is_limited_then(steps: Steps) -> None:
     assert caught.value.kind == "memory"
 
 
+def test_what_joins_its_group_later_is_moved_then(steps: Steps) -> None:
+    given = group(steps.engine.cgroups / "system.slice" / NESTED)
+    steps.check()
+    moved = steps.engine.cgroups / "spaces-builds/moved" / STEP
+    assert not (moved / "cgroup.procs").exists()
+    (given / "cgroup.procs").write_text("4711\n")
+    steps.check()
+    assert (moved / "cgroup.procs").read_text() == "4711"
+
+
+def test_a_step_that_the_engine_began_in_the_right_place_stays_there(steps: Steps) -> None:
+    config = steps.engine.executor / STEP / "config.json"
+    config.write_text(config.read_text().replace(NESTED, f"/spaces-builds/buildkit/{STEP}"))
+    given = group(steps.engine.cgroups / "spaces-builds/buildkit" / STEP)
+    (given / "cgroup.procs").write_text("4711\n")
+    steps.check()
+    assert (given / "pids.max").read_text() == str(LIMITS.processes)
+    assert not (steps.engine.cgroups / "spaces-builds/moved").exists()
+
+
 def test_a_step_that_stays_without_limits_is_told_once(
     steps: Steps, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
