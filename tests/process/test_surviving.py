@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import socket
@@ -14,7 +15,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from spaces_platform.adapters.process import Level, ProcessOrchestrator
+from spaces_platform.adapters.process import Level, ProcessOrchestrator, strays
+from spaces_platform.adapters.process.shim import groups
 from spaces_platform.ports import RunStatus
 from tests.process import apps
 from tests.process.harness import SETTINGS, Machine, exited, processes_with, ready, text, wait_for
@@ -236,6 +238,19 @@ def test_collecting_strays_leaves_live_deployments_alone(place: Machine) -> None
         assert orchestrator.collect_strays() == 1
         assert stray.wait(5) == -signal.SIGKILL
     assert httpx.get(f"http://{orchestrator.observe()[spec.id].endpoint}/").text == "ok"
+
+
+def test_strays_that_do_not_die_are_told_of(
+    place: Machine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    orchestrator = place.orchestrator()
+    with subprocess.Popen(["sleep", "60"], env={"SPACES_RUN": f"{orchestrator._ground.prefix}4711"}) as stray:
+        with monkeypatch.context() as stuck, caplog.at_level(logging.WARNING):
+            stuck.setattr(groups, "kill", lambda pid: None)
+            stuck.setattr(strays, "PATIENCE", 0.5)
+            assert orchestrator.collect_strays() == 1
+        assert [str(stray.pid) in record.getMessage() for record in caplog.records] == [True]
+        assert orchestrator.collect_strays() == 1
 
 
 def test_control_groups_are_gone_with_their_apps(place: Machine) -> None:

@@ -5,6 +5,7 @@ Where a pid namespace holds the app, the kernel has ended it with the shim alrea
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable, Iterable
@@ -13,6 +14,7 @@ from .cgroups import Cgroups
 from .launch import RUN_VARIABLE
 from .shim import groups
 
+log = logging.getLogger(__name__)
 PATIENCE = 3.0
 """Seconds to wait for killed processes to be gone."""
 
@@ -25,6 +27,7 @@ def end_strays(prefix: str, found: Cgroups, alive: Callable[[int], bool], only: 
         return number.isdigit() and only in (None, int(number)) and not alive(int(number))
 
     ended: set[str] = set()
+    victims: list[tuple[str, int]] = []
     deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
         victims = [(name, pid) for name, pid in _marked(prefix) if meant(name)]
@@ -37,6 +40,8 @@ def end_strays(prefix: str, found: Cgroups, alive: Callable[[int], bool], only: 
             ended.add(name)
             groups.kill(pid)
         time.sleep(0.01)
+    else:
+        log.warning("killed processes are not gone after %.0f seconds: %s", PATIENCE, sorted(set(victims)))
     for path in found.leftovers(prefix):
         if meant(path.name):
             ended.add(path.name)
