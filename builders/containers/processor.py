@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from builders.containers.groups import Groups
 
 INTERVAL = 1.0
+PAUSE = 5 * INTERVAL
+"""Seconds since the last look after which it says nothing of now: no step of this build ran meanwhile."""
 STARVED = 0.25
 """Processors that all builds together had in the last INTERVAL, below which they were starved if they wanted more."""
 SHARES = 128
@@ -42,7 +44,7 @@ class Turns:
         if self._seconds is not None and passed < INTERVAL:
             return
         seconds = self.all_builds.processor_seconds()
-        if self._seconds is not None:
+        if self._seconds is not None and passed < PAUSE:
             wanted = any(step.is_runnable() for step in steps)
             self.all_builds.stand_back(not are_starved((seconds - self._seconds) / passed, wanted), SHARES)
         self._began, self._seconds = time.monotonic(), seconds
