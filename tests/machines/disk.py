@@ -39,6 +39,7 @@ _RESOLVER = "nameserver 10.0.2.3\n"
 """Qemu's, which asks the host's."""
 _MASKED = "apt-daily.timer apt-daily-upgrade.timer systemd-networkd-wait-online.service redis-server.service"
 _LOAD = """
+unset DOCKER_HOST DOCKER_CONTEXT  # the host's
 dockerd --bridge=none --iptables=false --ip6tables=false >/tmp/dockerd.log 2>&1 &
 for _ in $(seq 120); do docker version >/dev/null 2>&1 && break; sleep 0.5; done
 docker load --quiet; code=$?
