@@ -14,6 +14,7 @@ import http.client
 import importlib.util
 import json
 import logging
+import math
 import os
 import secrets
 import select
@@ -38,6 +39,8 @@ log = logging.getLogger("spaces.supervisor")
 READY_SECONDS = 60.0
 """From the start of the processes to the first answer; then the start has failed."""
 POLL_SECONDS = 0.02
+ONE_ASK_SECONDS = 1.0
+"""Signals within this time are one request to stop; a later one is from somebody who does not want to wait."""
 ROTATE_SECONDS = 5.0
 LOG_BYTES = 16 << 20
 """Size at which the log of a child is set aside as `.1`."""
@@ -279,6 +282,7 @@ class Supervisor:
         self.settings = settings
         self._environ = os.environ if environ is None else environ
         self._signals = 0
+        self._asked_at = -math.inf
         self._children: tuple[Child, ...] = ()
         self._started_at = time.time()
 
@@ -394,7 +398,10 @@ class Supervisor:
         writing.setblocking(False)
 
         def stop(_number: int, _frame: object) -> None:
-            self._signals += 1
+            # One Ctrl-C comes twice where a wrapper passes on what the whole group of the terminal has got already.
+            if time.monotonic() - self._asked_at > ONE_ASK_SECONDS:
+                self._asked_at = time.monotonic()
+                self._signals += 1
 
         asked = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
         before = {number: signal.signal(number, stop) for number in asked}

@@ -97,6 +97,20 @@ def test_the_next_up_takes_over_from_a_killed_supervisor_and_ctrl_c_stops_all(pl
     assert not presence.is_supervised(place.data)
 
 
+def test_one_ctrl_c_that_comes_twice_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the terminal's group and from a wrapper. Two would kill the control plane, and leave its apps running."""
+    now = 100.0
+    monkeypatch.setattr(supervisor.time, "monotonic", lambda: now)
+    made = supervisor.Supervisor(Settings(data=tmp_path))
+    counted = []
+    with made._signal_wakeups():
+        for passed in (0.0, 0.1, 0.8, 0.2):
+            now += passed
+            os.kill(os.getpid(), signal.SIGINT)
+            counted.append(made._signals)
+    assert counted == [1, 1, 1, 2]
+
+
 def test_down_without_a_platform_is_no_error(place: Place) -> None:
     done = place.spaces("down", "--json")
     assert done.returncode == 0
