@@ -48,10 +48,10 @@ class Caller(asyncio.Protocol):
             self.free = True
 
 
-async def open_loop(host: str, port: int, rate: float, seconds: float) -> None:
+async def open_loop(host: str, port: int, path: str, rate: float, seconds: float) -> None:
     """Requests at fixed times, however slow the answers are: a late answer delays no later request's clock."""
     loop = asyncio.get_running_loop()
-    request = f"GET /1k HTTP/1.1\r\nHost: {host}\r\nAccept: */*\r\n\r\n".encode()
+    request = f"GET {path} HTTP/1.1\r\nHost: {host}\r\nAccept: */*\r\n\r\n".encode()
     times: list[float] = []
     callers = [(await loop.create_connection(lambda: Caller(request, times), "127.0.0.1", port))[1] for _ in range(50)]
     start = time.perf_counter() + 0.1
@@ -70,6 +70,7 @@ async def open_loop(host: str, port: int, rate: float, seconds: float) -> None:
     await asyncio.sleep(0.3)
     times = sorted(times[len(times) // 10 :])
     found = {
+        "times_ms": [round(one * 1e3, 4) for one in times],
         "requests": len(times),
         "missed": late,
         "errors": sum(one.errors for one in callers),
@@ -136,7 +137,7 @@ async def idle_sockets(host: str, port: int, count: int) -> None:
 def main() -> None:
     mode, *rest = sys.argv[1:]
     if mode == "open-loop":
-        uvloop.run(open_loop(rest[0], int(rest[1]), float(rest[2]), float(rest[3])))
+        uvloop.run(open_loop(rest[0], int(rest[1]), rest[2], float(rest[3]), float(rest[4])))
     elif mode == "socket-app":
         uvloop.run(socket_app())
     elif mode == "idle-sockets":

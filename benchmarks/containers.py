@@ -19,7 +19,8 @@ import itertools
 import json
 import math
 import statistics
-import threading
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ from spaces_platform.adapters.docker.disks import unmount_all
 from spaces_platform.adapters.docker.network import INSTANCE
 from spaces_platform.adapters.docker.settings import instance_of
 
+LOAD = Path(__file__).with_name("_gateway_load.py")
 ASK_SECONDS = 0.002
 PARALLEL = (2, 4, 8, 25)
 MANY = 25
@@ -56,6 +58,8 @@ for _ in range(workers):
 HOGS = 8
 BUILD_MB = 4096
 NOISY_SECONDS = 5.0
+NOISY_RATE = 200.0
+"""Visits a second."""
 NOISY_TURNS = 3
 """Of both in each round: the machine's own unrest lasts for seconds, and is to hit both alike."""
 
@@ -228,7 +232,7 @@ class Bench:
             with self._greedy_build(f"noisy{number}"):
                 busy += self._visited(host)
         for what, times in (("idle", idle), ("beside the build", busy)):
-            print(f"  {what}: p50 {_quantile(times, 0.5) * 1000:.2f} ms, p99 {_quantile(times, 0.99) * 1000:.2f} ms")
+            print(f"  {what}: p50 {_quantile(times, 0.5):.2f} ms, p99 {_quantile(times, 0.99):.2f} ms")
         value = _quantile(busy, 0.99) / _quantile(idle, 0.99)
         return [_row("containers: gateway p99 beside a greedy build, of idle", value, "x", at_most=1.3)]
 
@@ -361,25 +365,17 @@ def _answers(address: str, port: int) -> bool:
         connection.close()
 
 
-def _visits(port: int, host: str, seconds: float, rate: int = 200) -> list[float]:
-    """Seconds of `rate` requests a second on 8 kept connections, each from the moment that it was due."""
-    times: list[float] = []
-    lock, end = threading.Lock(), time.monotonic() + seconds
+def _visits(port: int, host: str, seconds: float) -> list[float]:
+    """Milliseconds of each of NOISY_RATE requests a second, by a process of its own that costs little.
 
-    def visitor(number: int) -> None:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
-        due = time.monotonic() + number / rate
-        while due < end:
-            time.sleep(max(0.0, due - time.monotonic()))
-            connection.request("GET", "/", headers={"Host": host, "Accept": "*/*"})
-            connection.getresponse().read()
-            with lock:
-                times.append(time.monotonic() - due)
-            due += 8 / rate
-        connection.close()
-
-    with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        list(pool.map(visitor, range(8)))
+    Raises RuntimeError where one failed.
+    """
+    argv = ["open-loop", host, str(port), "/", str(NOISY_RATE), str(seconds)]
+    done = subprocess.run([sys.executable, str(LOAD), *argv], capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout.splitlines()[-1])
+    if found["errors"] or found["missed"]:
+        raise RuntimeError(f"of the visits, {found['errors']} failed and {found['missed']} found all connections busy")
+    times: list[float] = found["times_ms"]
     return times
 
 

@@ -115,9 +115,9 @@ def added_latency(ports: dict[str, int], rounds: int, seconds: float) -> dict[st
     p99: dict[str, list[float]] = {name: [] for name in ports}
 
     def one(name: str) -> float:
-        found = load("open-loop", HOST, str(ports[name]), "1000", str(seconds))
+        found = load("open-loop", HOST, str(ports[name]), "/1k", "1000", str(seconds))
         if found["errors"]:
-            sys.exit(f"errors at 1000 requests a second: {found}")
+            sys.exit(f"errors at 1000 requests a second: {found['errors']}")
         p99[name].append(found["p99_ms"])
         return float(found["p50_ms"])
 

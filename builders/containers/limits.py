@@ -37,6 +37,10 @@ DISK_POLL = 1.0
 KILL_SECONDS = 5.0
 FOUND_SECONDS = 5.0
 """How long a step may be without a group that is found; it is told then."""
+SETTLED_SECONDS = 2.0
+"""After a step has begun: what joins its group late has done so, and it is looked at less often. The kernel holds the
+limits meanwhile; what is found later is that a step which goes on has hit one."""
+SETTLED_POLL = 0.5
 _ID = re.compile(r"[a-z0-9]{20,64}")
 _CGROUPS = Path("/sys/fs/cgroup")
 
@@ -126,12 +130,16 @@ class _Step:
     """Where it is instead, if the engine began it elsewhere than below PARENT."""
     limited: bool = False
     seen: float = field(default_factory=time.monotonic)
+    checked: float = 0.0
     told: bool = False
     disk: int = 0
 
     @property
     def groups(self) -> list[Groups]:
         return [self.given] if self.moved is None else [self.given, self.moved]
+
+    def is_due(self, now: float) -> bool:
+        return not self.limited or now - self.seen < SETTLED_SECONDS or now - self.checked >= SETTLED_POLL
 
     def tell(self, words: str) -> None:
         """Once."""
@@ -154,29 +162,35 @@ class Steps:
     _foreign: set[str] = field(default_factory=set)
     _next_disk: float = 0.0
     turns: processor.Turns = field(init=False)
+    _may_look: bool = field(init=False)
+    _executor: str = field(init=False)
 
     def __post_init__(self) -> None:
+        self._may_look = os.geteuid() == 0
+        self._executor = str(self.engine.executor)
         self.turns = processor.Turns(self.engine.all_builds)
 
     def check(self) -> None:
         """Find, limit and measure. Raises LimitHit, and OSError where the kernel refuses."""
         self._look()
-        for step in self.running.values():
+        now = time.monotonic()
+        due = [step for step in self.running.values() if step.is_due(now)]
+        for step in due:
+            step.checked = now
             self._limit(step)
             if any(groups.killed_for_memory() for groups in step.groups):
                 raise LimitHit("memory", self.limits.memory, self.limits.memory)
             if any(groups.refused_processes() for groups in step.groups):
                 raise LimitHit("processes", self.limits.processes, self.limits.processes)
-        if len(self.running) > 1:
+        if due and len(self.running) > 1:
             together = sum(groups.memory() for step in self.running.values() for groups in step.groups)
             if together > self.limits.memory:
                 raise LimitHit("memory", together, self.limits.memory)
         if self.running:
             self.turns.check(groups for step in self.running.values() for groups in step.groups)
-        if time.monotonic() >= self._next_disk:
-            began = time.monotonic()
+        if now >= self._next_disk:
             self.check_disk()
-            self._next_disk = time.monotonic() + max(DISK_POLL, 10 * (time.monotonic() - began))
+            self._next_disk = time.monotonic() + max(DISK_POLL, 10 * (time.monotonic() - now))
 
     def _limit(self, step: _Step) -> None:
         """Its group is made after its config is written, and its processes come into it after that."""
@@ -228,10 +242,10 @@ class Steps:
             time.sleep(0.01)
 
     def _look(self) -> None:
-        if not self.engine.is_ours:
+        if not self._may_look:
             return
         try:
-            ids = {name for name in os.listdir(self.engine.executor) if _ID.fullmatch(name)}
+            ids = {name for name in os.listdir(self._executor) if _ID.fullmatch(name)}
         except FileNotFoundError:
             ids = set()
         for gone in set(self.running) - ids:
@@ -245,7 +259,7 @@ class Steps:
             if found is not None:
                 self.running[id] = found
         for step in self.running.values():
-            if not step.given.exists:
+            if not step.limited and not step.given.exists:
                 step.given = self.engine.groups(step.path)
 
     def _read(self, id: str) -> _Step | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -131,6 +132,23 @@ def test_what_joins_its_group_later_is_moved_then(steps: Steps) -> None:
     (given / "cgroup.procs").write_text("4711\n")
     steps.check()
     assert (moved / "cgroup.procs").read_text() == "4711"
+
+
+def test_a_step_that_has_settled_is_looked_at_less_often(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each look takes the processor from apps; what is new is looked at each time."""
+    now = time.monotonic()
+    monkeypatch.setattr("builders.containers.limits.time.monotonic", lambda: now)
+    group(steps.engine.cgroups / "system.slice" / NESTED)
+    steps.check()
+    now += limits.SETTLED_SECONDS + 1
+    steps.check()
+    events = steps.engine.cgroups / "spaces-builds/moved" / STEP / "memory.events"
+    events.write_text("oom_kill 1\n")
+    now += limits.SETTLED_POLL / 2
+    steps.check()
+    now += limits.SETTLED_POLL / 2
+    with pytest.raises(LimitHit):
+        steps.check()
 
 
 def test_a_step_that_the_engine_began_in_the_right_place_stays_there(steps: Steps) -> None:
