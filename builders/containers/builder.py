@@ -10,14 +10,13 @@ References: `image:sha256:<id>` in the engine, or `image:<registry>/<repository>
 from __future__ import annotations
 
 import re
-import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 
-from builders.containers import client, hub_image, limits
-from builders.containers.engine import TAGS, EngineApi
+from builders.containers import client, hub_image, layers, limits
+from builders.containers.engine import NEW, TAGS, EngineApi
 from builders.containers.job import PREFIX, Job, Silent
 from builders.containers.options import Options
 from builders.containers.records import Records
@@ -45,7 +44,8 @@ class DockerBuilder:
     def machine(self) -> limits.Engine:
         """The engine's machine. Raises BuilderUnavailable."""
         info = self.engine.info()
-        return limits.Engine(Path(str(info["DockerRootDir"])), str(info.get("CgroupDriver") or "cgroupfs"))
+        driver = str(info.get("CgroupDriver") or "cgroupfs")
+        return limits.Engine(Path(str(info["DockerRootDir"])), driver, images=layers.store(info))
 
     @cached_property
     def platform(self) -> str:
@@ -103,9 +103,8 @@ class DockerBuilder:
         known = {record.image for _, record in self.records.all()}
         before = time.time() - LEFTOVER_SECONDS
         for id, tags, created in list(self.engine.built_by(self.records.platform)):
-            if id not in known and created < before:
-                for name in tags or (id,):
-                    self.engine.remove(name)
+            for name in leftovers(id, tags, created, known=id in known, before=before):
+                self.engine.remove(name)
         hub_image.prune(self)
         return self.engine.prune_cache(self.options.cache_bytes)
 
@@ -113,14 +112,30 @@ class DockerBuilder:
         self.options.unfence()
 
     def free_disk(self) -> int:
-        free = self.records.free()
-        root = self.machine.root
-        return min(free, shutil.disk_usage(root).free) if root.is_dir() else free
+        free, machine = self.records.free(), self.machine
+        return min(free, machine.free) if machine.root.is_dir() and machine.store.is_dir() else free
 
     def dockerfile(self, plan: BuildPlan, source: SourceTree, owner: str, inputs: BuildInputs = NO_INPUTS) -> str:
         """What BuildKit would be given. Raises BuildError."""
         job = Job(self, plan, source, owner_key(owner), inputs, Silent(), lambda: False)
         return job.text().text
+
+
+def leftovers(id: str, tags: Sequence[str], created: float, *, known: bool, before: float) -> Sequence[str]:
+    """What to remove of an image that was built here, so that nothing is left of a build that was killed. Pure.
+
+    An image may be much older than the build that made it again, from BuildKit's cache: its name says when that began.
+    """
+    unfinished = [tag for tag in tags if tag.startswith(f"{NEW}:")]
+    if any(_began(tag) >= before for tag in unfinished):
+        return ()
+    if known:
+        return unfinished
+    return (tags or (id,)) if created < before else ()
+
+
+def _began(tag: str) -> float:
+    return float(tag.removeprefix(f"{NEW}:").partition("-")[0])
 
 
 def _name(artifact_ref: str) -> str | None:

@@ -60,7 +60,10 @@ class Request:
     args: Mapping[str, str] = field(default_factory=dict)
     labels: Mapping[str, str] = field(default_factory=dict)
     secrets: Mapping[str, bytes] = field(default_factory=dict, repr=False)
-    iid_file: Path | None = None
+    name: str = ""
+    """Of the image."""
+    packed: bool = True
+    """False: containerd's store is to keep new layers as they are, since compressing them takes longer than a build."""
     tar_output: bool = False
     """Write the target's files to standard output instead of making an image."""
     proxies: Mapping[str, str] = field(default_factory=dict)
@@ -78,8 +81,10 @@ def argv(client: str, engine: str, request: Request, secret_files: Mapping[str, 
         line += ["--output", "type=tar,dest=-"]
     if request.cgroup_parent:
         line += ["--cgroup-parent", request.cgroup_parent]
-    if request.iid_file is not None:
-        line += ["--iidfile", str(request.iid_file)]
+    if request.name and request.packed:
+        line += ["--tag", request.name]
+    elif request.name:
+        line += ["--output", f"type=image,name=docker.io/library/{request.name},unpack=true,compression=uncompressed"]
     for name, value in request.labels.items():
         line += ["--label", f"{name}={value}"]
     # One mark in both spellings: tools read either.

@@ -25,6 +25,8 @@ TIMEOUT = 60
 PULL_SECONDS = 600
 TAGS = "spaces-app"
 """Repository of the tags that keep finished images. Tags are random, so that no Dockerfile can name another's image."""
+NEW = "spaces-new"
+"""Repository of the names that images have until all of their build has succeeded. Their tags begin with the time."""
 LABEL = "spaces.build"
 """On every image that was built here: its key."""
 PLATFORM_LABEL = "spaces.platform"

@@ -80,8 +80,7 @@ class HubImage:
         preload.fetch(layer, hub, cache, limit=job.options.limits.preload, log=job.log, check=job.check)
         job.log.phase(Phase.INSTALLING, "writing the preloaded files as a layer")
         text = f"FROM {job.options.images.run}\nCOPY --chown=1000:1000 . {HOME}\n"
-        image = job.build_plain(work, home, rules.Checked(text), {"spaces.hub": layer.id})
-        job.engine.tag(image, HUB_TAGS, self.key)
+        job.build_plain(work, home, rules.Checked(text), {"spaces.hub": layer.id}, self.name)
         remove_tree(home)
 
 

@@ -8,17 +8,20 @@ and no error that leaves here holds the value of a secret.
 
 from __future__ import annotations
 
+import logging
 import secrets as random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from builders import confined, dockerfile
 from builders.confined import LimitHit
-from builders.containers import client, limits, rules, sbom, scan
-from builders.containers.engine import LABEL, PLATFORM_LABEL, TAGS, Image, tar_files
+from builders.containers import client, layers, limits, rules, sbom, scan
+from builders.containers.engine import LABEL, NEW, PLATFORM_LABEL, TAGS, Image, tar_files
 from builders.containers.hub_image import HubImage
 from builders.containers.progress import Progress
 from builders.containers.records import Facts, Record, key_of
@@ -39,6 +42,7 @@ from runtime_images.network import CA_VARIABLES
 if TYPE_CHECKING:
     from builders.containers.builder import DockerBuilder
 
+log = logging.getLogger(__name__)
 PREFIX = "image:"
 COMPILE_FROM = 200_000
 """Bytes of modules beside the entry file from which compiling them at build is quicker than at every start."""
@@ -108,11 +112,11 @@ class Job:
         self._bound()
         self._write(work, text.text)
         progress = Progress(self.log, self.steps.packages)
-        image = self._image(self._run(work, text, progress))
-        facts = self._facts(work, text, image)
-        self.log.phase(Phase.SEALING, "looking for secrets")
-        self._scan(image)
-        ref, tag = self._keep(image)
+        with self._image(work, text, progress) as image:
+            facts = self._facts(work, text, image)
+            self.log.phase(Phase.SEALING, "looking for secrets")
+            self._scan(image)
+            ref, tag = self._keep(image)
         name, commit = self.inputs.space or self.owner, self.inputs.commit or self.plan.tree_id
         document = sbom.of_image(facts.sbom, name, commit)
         record = Record(
@@ -122,17 +126,16 @@ class Job:
         self.records.add(self.key, record, document, text.text)
         return Artifact(ref, record.lock, image.size, progress.reused, document, text.text)
 
-    def build_plain(self, work: Path, context: Path, text: rules.Checked, labels: dict[str, str]) -> str:
-        """An image of the platform's own making, without network, secrets and arguments; its id."""
-        name = work / "plain"
-        name.mkdir()
-        (name / "Dockerfile").write_text(text.text)
+    def build_plain(self, work: Path, context: Path, text: rules.Checked, labels: dict[str, str], name: str) -> None:
+        """An image of the platform's own making, without network, secrets and arguments."""
+        folder = work / "plain"
+        folder.mkdir()
+        (folder / "Dockerfile").write_text(text.text)
         request = client.Request(
-            context, name / "Dockerfile", self._home(work), self.mark, labels=labels, iid_file=name / "iid",
-            cgroup_parent=limits.PARENT,
+            context, folder / "Dockerfile", self._home(work), self.mark, labels=labels, name=name,
+            cgroup_parent=limits.PARENT, packed=self._packed,
         )  # fmt: skip
         self._buildkit(request, Progress(Silent()), text)
-        return (name / "iid").read_text().strip()
 
     @staticmethod
     def _home(work: Path) -> Path:
@@ -203,11 +206,25 @@ class Job:
                 cpus=self.options.cpus,
             )
 
-    def _run(self, work: Path, text: rules.Checked, progress: Progress) -> str:
-        """Build; the image's id."""
-        request = self._request(work, text, "" if self.is_own else dockerfile.APP_TARGET, iid_file=work / "iid")
+    @contextmanager
+    def _image(self, work: Path, text: rules.Checked, progress: Progress) -> Iterator[Image]:
+        """Build an image. It has a name until the block is left; the engine may remove it then, unless it got another.
+
+        Its id is asked for by that name: what `--iidfile` says is the id in one of Docker's image stores only.
+        """
+        name = f"{NEW}:{int(time.time())}-{random.token_hex(8)}"
+        request = self._request(work, text, "" if self.is_own else dockerfile.APP_TARGET, name=name)
         self._buildkit(request, progress, text)
-        return (work / "iid").read_text().strip()
+        try:
+            image = self.engine.image(name)
+            if image is None:
+                raise BuilderUnavailable(f"The container engine lost the image {name} that it built just now.")
+            yield image
+        finally:
+            try:
+                self.engine.remove(name)
+            except BuilderUnavailable as error:
+                log.warning("the name %s of an image is left to the next pruning: %s", name, error)
 
     def _request(self, work: Path, text: rules.Checked, target: str, **more: object) -> client.Request:
         network = dict(self.options.network)
@@ -224,8 +241,14 @@ class Job:
             secrets={**(client.secret_bytes(self.inputs.secrets) if self.is_own else {}), **network},
             proxies=self.options.proxies,
             cgroup_parent=limits.PARENT,
+            packed=self._packed,
             **more,  # type: ignore[arg-type]
         )
+
+    @property
+    def _packed(self) -> bool:
+        """What goes to a registry is to be small; in the engine's own store nothing is compressed anyway."""
+        return bool(self.options.registry) or not self.builder.machine.in_containerd
 
     def _labels(self) -> dict[str, str]:
         """https://github.com/opencontainers/image-spec/blob/main/annotations.md"""
@@ -295,12 +318,6 @@ class Job:
         words = [client.masked(text, self.masks) for text in (found.cause, found.fix, *found.evidence)]
         return BuildError(found.reason, words[0], words[1], words[2:])
 
-    def _image(self, id: str) -> Image:
-        image = self.engine.image(id)
-        if image is None:
-            raise BuilderUnavailable(f"The container engine lost the image {id} that it built just now.")
-        return image
-
     # --- facts -----------------------------------------------------------------------------------------------------
     def _facts(self, work: Path, text: rules.Checked, image: Image) -> Facts:
         """What is installed below the app: read once for each environment."""
@@ -323,11 +340,11 @@ class Job:
         """Of a Dockerfile of the owner's: what its layers show, where the engine's disk can be read."""
         locks: dict[str, None] = {}
         status = ""
-        for layer, folder in zip(image.layers, image.folders if self.builder.machine.is_ours else (), strict=False):
+        for layer, place in self._places(image).items():
             key = key_of("layer", layer)
             facts = self.records.facts(key)
             if facts is None:
-                facts = Facts(*sbom.read_layer(folder))
+                facts = Facts(*sbom.read_layer(place))
                 self.records.add_facts(key, facts)
             locks.update(dict.fromkeys(facts.lock.splitlines()))
             status = facts.status or status
@@ -372,11 +389,29 @@ class Job:
         new = [layer for layer in image.layers if layer not in skip]
         if hit is not None or not new:
             return hit
-        if image.folders and self.builder.machine.is_ours:
-            places = dict(zip(image.layers, image.folders, strict=True))
-            found = (scan.folder(places[layer], looked_for, deadline) for layer in new)
-            return next((one for one in found if one is not None), None)
-        return scan.archive(self.engine.save(image.id), skip, looked_for, deadline)
+        places = self._places(image)
+        if not places:
+            return self._readable("image", lambda: scan.archive(self.engine.save(image.id), skip, looked_for, deadline))
+        for layer in new:
+            hit = self._readable(layer, partial(scan.layer, places[layer], looked_for, deadline))
+            if hit is not None:
+                return hit
+        return None
+
+    def _readable(self, what: str, look: Callable[[], scan.Hit | None]) -> scan.Hit | None:
+        """What cannot be looked through is told: no build here makes such a layer, an image built upon may have one."""
+        try:
+            return look()
+        except scan.Unreadable:
+            self.log.line(
+                f"warning: the layers could not all be looked through for secrets: {what} is compressed by zstd"
+            )
+            return None
+
+    def _places(self, image: Image) -> dict[str, Path]:
+        """Where its layers lie, if the engine's disk can be read."""
+        machine = self.builder.machine
+        return layers.find(image, machine.store) if machine.is_ours else {}
 
     def _secrets_key(self) -> str:
         """The same for the same values: names layers that were looked through for them."""

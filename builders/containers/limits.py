@@ -42,6 +42,8 @@ SETTLED_SECONDS = 2.0
 limits meanwhile; what is found later is that a step which goes on has hit one."""
 SETTLED_POLL = 0.5
 _ID = re.compile(r"[a-z0-9]{20,64}")
+_LAYER = re.compile(r"/overlay2/[^/]+/diff$|/io\.containerd\.snapshotter\.v1\.\w+/snapshots/\d+/fs$")
+"""Where an engine keeps what is written: in Docker's own image store, and in containerd's."""
 _CGROUPS = Path("/sys/fs/cgroup")
 
 
@@ -55,6 +57,22 @@ class Engine:
     """What the engine manages control groups by (`docker info`: Cgroup Driver): `cgroupfs` or `systemd`."""
     cgroups: Path = _CGROUPS
     mounts: Path = Path("/proc/self/mounts")
+    images: Path | None = None
+    """The folder that has its images, where that is not `root`."""
+
+    @property
+    def store(self) -> Path:
+        return self.images or self.root
+
+    @property
+    def in_containerd(self) -> bool:
+        """Whether it keeps images in containerd's store, not in its own."""
+        return self.store != self.root
+
+    @property
+    def free(self) -> int:
+        """Bytes free where it writes."""
+        return min(shutil.disk_usage(place).free for place in (self.root, self.store))
 
     @property
     def is_ours(self) -> bool:
@@ -222,7 +240,7 @@ class Steps:
         used = self.ended_disk + sum(step.disk for step in self.running.values())
         if used > self.limits.disk:
             raise LimitHit("disk", used, self.limits.disk)
-        free = shutil.disk_usage(self.engine.root).free
+        free = self.engine.free
         if free < self.reserve:
             raise LimitHit("free_disk", free, self.reserve)
 
@@ -275,10 +293,7 @@ class Steps:
         if not any(self.mark in row for row in environment):
             self._foreign.add(id)
             return None
-        layers = self.engine.root / "overlay2"
-        caches = [
-            Path(source) for source, options in binds if "ro" not in options and Path(source).is_relative_to(layers)
-        ]
+        caches = [Path(source) for source, options in binds if "ro" not in options and _LAYER.search(source)]
         upper = upper_dir(self.engine.mounts, folder / "rootfs")
         return _Step(id, path, self.engine.groups(path), upper, {path: usage.disk([path]) for path in caches})
 

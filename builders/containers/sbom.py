@@ -9,9 +9,12 @@ https://cyclonedx.org/docs/1.6/json/, https://github.com/package-url/purl-spec
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
+import tarfile
 import uuid
+import zlib
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,7 +25,9 @@ from cyclonedx.output.json import JsonV1Dot5
 from packageurl import PackageURL
 from packaging.utils import canonicalize_name
 
+log = logging.getLogger(__name__)
 MAX_STATUS = 16 << 20
+_STATUS = "var/lib/dpkg/status"
 _DIST_INFO = re.compile(r"(?P<name>[A-Za-z0-9][\w.]*)-(?P<version>[^-/]+)\.dist-info")
 _PINNED = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*)(?:\[[^\]]*\])?==(?P<version>[^\s;]+)")
 _DIRECT = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*)(?:\[[^\]]*\])?\s*@\s*(?P<url>\S+)")
@@ -76,8 +81,15 @@ def debian_packages(status: str) -> Iterator[Component]:
         )
 
 
-def read_layer(folder: Path) -> tuple[str, str]:
-    """Lock lines and dpkg status that one layer holds. Reads only; follows no link."""
+def read_layer(place: Path) -> tuple[str, str]:
+    """Lock lines and dpkg status that one layer, a folder or an archive, holds. Reads only; follows no link.
+
+    Nothing of an archive that is compressed in a way that is not known here. Raises OSError.
+    """
+    return _read_folder(place) if place.is_dir() else _read_archive(place)
+
+
+def _read_folder(folder: Path) -> tuple[str, str]:
     lock, status = [], ""
     waiting = [str(folder)]
     while waiting:
@@ -85,13 +97,40 @@ def read_layer(folder: Path) -> tuple[str, str]:
             for entry in entries:
                 if not entry.is_dir(follow_symlinks=False):
                     continue
-                match = _DIST_INFO.fullmatch(entry.name)
-                if match is None:
+                line = _installed(os.path.basename(os.path.dirname(entry.path)), entry.name)
+                if line:
+                    lock.append(line)
+                else:
                     waiting.append(entry.path)
-                elif os.path.basename(os.path.dirname(entry.path)) in ("site-packages", "dist-packages"):
-                    lock.append(f"{canonicalize_name(match['name'])}=={match['version']}\n")
-    path = folder / "var/lib/dpkg/status"
+    path = folder / _STATUS
     if not any(part.is_symlink() for part in (path, *path.parents) if part.is_relative_to(folder)) and path.is_file():
         with path.open("rb") as file:
             status = file.read(MAX_STATUS).decode("utf-8", "replace")
     return "".join(sorted(lock)), status
+
+
+def _read_archive(path: Path) -> tuple[str, str]:
+    lock, status = set(), ""
+    try:
+        with tarfile.open(path, "r|*") as archive:
+            for member in archive:
+                parts = member.name.strip("/").split("/")
+                # The folder itself, or a file right in it: an archive need not name folders.
+                for at in (len(parts) - 1, len(parts) - 2):
+                    if at > 0 and (member.isdir() or at < len(parts) - 1):
+                        lock.add(_installed(parts[at - 1], parts[at]))
+                file = archive.extractfile(member) if member.isfile() and "/".join(parts) == _STATUS else None
+                if file is not None:
+                    status = file.read(MAX_STATUS).decode("utf-8", "replace")
+    except (tarfile.ReadError, zlib.error, EOFError) as error:
+        log.warning("a layer cannot be read for the bill of materials: %s: %s", path.name, error)
+        return "", ""
+    return "".join(sorted(lock)), status
+
+
+def _installed(parent: str, name: str) -> str:
+    """A line of a lock for the folder of an installed package's metadata; empty for another."""
+    match = _DIST_INFO.fullmatch(name)
+    if match is None or parent not in ("site-packages", "dist-packages"):
+        return ""
+    return f"{canonicalize_name(match['name'])}=={match['version']}\n"

@@ -9,23 +9,32 @@ Found is a value as it was given, and as base64 of it; not one that was compress
 from __future__ import annotations
 
 import base64
+import io
 import json
 import os
 import stat
 import tarfile
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 SHORTEST = 8
 """Bytes of the shortest value looked for: `true` or `8080` is in every image."""
 _CHUNK = 4 << 20
+_DOCUMENT = 1 << 20
+"""Bytes up to which a file of a saved image may be one that says what the others are."""
 
 
 class TooSlow(Exception):
     """The deadline passed before everything was read."""
+
+
+class Unreadable(Exception):
+    """A layer is compressed in a way that is not known here (zstd)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,54 +141,58 @@ def stream(file: IO[bytes], place: str, looked_for: Sequence[Needle], deadline: 
     return None
 
 
-def archive(saved: IO[bytes], skip: set[str], looked_for: Sequence[Needle], deadline: float) -> Hit | None:
-    """In the layers of a `docker save` stream, but for those of the diff ids in `skip`. Raises TooSlow.
+def layer(place: Path, looked_for: Sequence[Needle], deadline: float) -> Hit | None:
+    """In one layer, a folder or an archive. Raises TooSlow, Unreadable, OSError."""
+    if place.is_dir():
+        return folder(place, looked_for, deadline)
+    with place.open("rb") as content:
+        return _layer(content, looked_for, deadline)
 
-    Slower than `folder`, since all layers pass by: for engines whose disk cannot be read. The list that says which
+
+def archive(saved: IO[bytes], skip: set[str], looked_for: Sequence[Needle], deadline: float) -> Hit | None:
+    """In the layers of a `docker save` stream, but for those of the diff ids in `skip`. Raises TooSlow, Unreadable.
+
+    Slower than `layer`, since all layers pass by: for engines whose disk cannot be read. The list that says which
     layer is which comes last, so hits are kept until then.
     """
-    hits: dict[str, Hit] = {}
-    order: list[str] = []
-    diff_ids: list[str] = []
+    hits: dict[str, Hit | None] = {}
+    small: dict[str, bytes] = {}
     with tarfile.open(fileobj=saved, mode="r|") as outer:
         for member in outer:
             content = outer.extractfile(member) if member.isfile() else None
             if content is None:
                 continue
-            if member.name == "manifest.json":
-                order = [str(name) for name in _json(content)[0]["Layers"]]
-            elif member.name.endswith(".json") and "/" not in member.name:
-                diff_ids = [str(one) for one in _json(content).get("rootfs", {}).get("diff_ids", [])]
-            elif member.name.endswith("layer.tar") or member.name.startswith("blobs/"):
-                hit = _layer(content, looked_for, deadline)
-                if hit is not None:
-                    hits[member.name] = hit
+            if member.size <= _DOCUMENT:
+                small[member.name] = content.read()
+                content = io.BytesIO(small[member.name])
+            with suppress(Unreadable):  # whether it is a layer is not known yet
+                hits[member.name] = _layer(content, looked_for, deadline)
             _check(deadline)
-    names = dict(zip(order, diff_ids, strict=False))
-    return next((hit for name, hit in hits.items() if names.get(name, "") not in skip), None)
-
-
-def _json(content: IO[bytes]) -> Any:
-    return json.loads(content.read(16 << 20))
+    manifest = json.loads(small["manifest.json"])[0]
+    diff_ids = json.loads(small[manifest["Config"]])["rootfs"]["diff_ids"]
+    new = [name for name, diff_id in zip(manifest["Layers"], diff_ids, strict=True) if diff_id not in skip]
+    hit = next((hits[name] for name in new if hits.get(name) is not None), None)
+    if hit is None and not all(name in hits for name in new):
+        raise Unreadable
+    return hit
 
 
 def _layer(content: IO[bytes], looked_for: Sequence[Needle], deadline: float) -> Hit | None:
-    for name, file in _members(content):
-        hit = text(name, f"the name of {name}", looked_for) or stream(file, name, looked_for, deadline)
-        if hit is not None:
-            return hit
-    return None
-
-
-def _members(content: IO[bytes]) -> Iterator[tuple[str, IO[bytes]]]:
+    """In an archive, compressed or not. Raises Unreadable for one that is none, or compressed in another way."""
     try:
-        with tarfile.open(fileobj=content, mode="r|") as inner:
+        with tarfile.open(fileobj=content, mode="r|*") as inner:
             for member in inner:
-                file = inner.extractfile(member) if member.isfile() else None
-                if file is not None:
-                    yield member.name, file
-    except tarfile.ReadError:  # a blob that is no layer: a manifest or a configuration
-        return
+                hit = text(member.name, f"the name of {member.name}", looked_for)
+                if member.issym():
+                    hit = hit or text(member.linkname, f"the link {member.name}", looked_for)
+                file = inner.extractfile(member) if hit is None and member.isfile() else None
+                hit = stream(file, member.name, looked_for, deadline) if file is not None else hit
+                if hit is not None:
+                    return hit
+                _check(deadline)
+    except (tarfile.ReadError, zlib.error, EOFError) as error:
+        raise Unreadable from error
+    return None
 
 
 def _check(deadline: float) -> None:

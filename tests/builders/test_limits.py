@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,18 @@ def test_builds_have_a_parent_that_holds_nothing_else(tmp_path: Path) -> None:
     line = client.argv("docker", "unix:///x", request, {})
     assert f"{line[line.index('--cgroup-parent') + 1]}".strip("/") == Engine(tmp_path).all_builds.path
     assert "--cgroup-parent" not in client.argv("docker", "u", client.Request(tmp_path, tmp_path, tmp_path, "m"), {})
+
+
+def test_an_image_is_named_and_packed_only_where_that_is_free_or_needed(tmp_path: Path) -> None:
+    request = client.Request(tmp_path, tmp_path, tmp_path, "mark", name="spaces-new:1-ab")
+    line = client.argv("docker", "unix:///x", request, {})
+    assert line[line.index("--tag") + 1] == "spaces-new:1-ab"
+    line = client.argv("docker", "unix:///x", replace(request, packed=False), {})
+    assert "--tag" not in line
+    kind, name, *more = line[line.index("--output") + 1].split(",")
+    assert (kind, name, set(more)) == (
+        "type=image", "name=docker.io/library/spaces-new:1-ab", {"unpack=true", "compression=uncompressed"}
+    )  # fmt: skip
 
 
 def test_all_builds_together_are_limited_in_version_2(tmp_path: Path) -> None:

@@ -109,13 +109,13 @@ def test_a_layer_is_looked_through_once_for_the_same_secrets(builds: Builds, mon
     from builders.containers import scan
 
     looked: list[Path] = []
-    real = scan.folder
+    real = scan.layer
 
     def counting(root: Path, needles: list[scan.Needle], deadline: float) -> scan.Hit | None:
         looked.append(root)
         return real(root, needles, deadline)
 
-    monkeypatch.setattr(scan, "folder", counting)
+    monkeypatch.setattr(scan, "layer", counting)
     builds.dockerfile("RUN echo below > /below\nCOPY . /app\n", files={"a": "1"}, inputs=GIVEN)
     first = len(looked)
     builds.dockerfile("RUN echo below > /below\nCOPY . /app\n", files={"a": "2"}, inputs=GIVEN)

@@ -43,7 +43,7 @@ from tests.containers.neighbourhood import (
     neighbourhood,
 )
 from tests.process import apps
-from tests.services.engine import copy_image, own_engine
+from tests.services.engine import cli, copy_image, own_engine
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="fences are put up by root")
 BRIDGE, GATEWAY, GATEWAY6 = "spbuild0", "10.214.77.1", "fd77:214:77::1"
@@ -83,6 +83,8 @@ def test_a_build_reaches_public_addresses_and_nothing_near(engine_url: str, tmp_
             "an app of another Space": [space],
         }
         forbidden = [one for group in targets.values() for one in group]
+        # From 28 on, an engine lets nobody reach a container by its address from outside of its network.
+        by_engine = {space} if major_version(url) >= 28 else set()
         allowed = [(PUBLIC, port) for port in OPEN]
         for number, fence in enumerate((None, fence_of(tmp_path, url))):
             names.clear()
@@ -91,7 +93,8 @@ def test_a_build_reaches_public_addresses_and_nothing_near(engine_url: str, tmp_
             got = reached_by_a_build(tmp_path / str(number), url, [*allowed, *forbidden], fence)
             if fence is None:
                 # Without the fence all is reached: every one of them can fail.
-                assert got - {REBINDING} == {*map(str, allowed), *map(str, forbidden)}, missing(got, targets)
+                wanted = {*allowed, *forbidden} - by_engine
+                assert got - {REBINDING} >= {*map(str, wanted)}, missing(got, targets)
                 assert {host for _, host, _ in around.hits} >= {LAN, CARRIER, METADATA, PUBLIC}
                 assert hits == {*here, (LAN6, 80)}
             else:
@@ -134,6 +137,10 @@ def reached_by_a_build(root: Path, url: str, targets: Sequence[Target], fence: B
     return {str((host, int(port))) for host, port in pairs} | ({REBINDING} if "name:2" in log.lines else set())
 
 
+def major_version(url: str) -> int:
+    return int(cli(url, "version", "--format", "{{.Server.Version}}").stdout.partition(".")[0])
+
+
 def missing(got: set[str], targets: dict[str, list[Target]]) -> str:
     return "; ".join(
         f"{name}: {[one for one in group if str(one) not in got]}"
@@ -166,6 +173,7 @@ def engine_on_a_bridge(other: str) -> Iterator[str]:
         flags = (
             f"--bridge={BRIDGE}",
             "--iptables=false",
+            "--ip6tables=false",
             "--ipv6",
             f"--fixed-cidr-v6={GATEWAY6}/64",
             f"--dns={GATEWAY}",

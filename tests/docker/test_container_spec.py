@@ -206,6 +206,19 @@ def test_an_image_is_read_with_its_layers_topmost_first() -> None:
     assert image_facts({"Id": DIGEST, "GraphDriver": {"Name": "btrfs", "Data": None}}).layers == ()
 
 
+def test_where_containerd_keeps_images_its_layers_are_asked_for_by_what_they_hold() -> None:
+    found = image_facts({
+        "Id": DIGEST, "GraphDriver": {"Name": "overlayfs", "Data": None}, "RootFS": {"Layers": ["sha256:1", "sha256:2"]}
+    })  # fmt: skip
+    assert (found.layers, found.diff_ids) == ((), ("sha256:1", "sha256:2"))
+    status = [["driver-type", "io.containerd.snapshotter.v1"]]
+    where = {"Address": "/run/containerd/containerd.sock", "Namespaces": {"Containers": "moby", "Plugins": "x"}}
+    facts = facts_of({"Driver": "overlayfs", "DriverStatus": status, "Containerd": where})
+    assert (facts.storage, facts.containerd, facts.namespace) == ("overlayfs", where["Address"], "moby")
+    assert facts_of({"Driver": "overlayfs", "DriverStatus": status}).containerd == "", "Docker 26 does not say"
+    assert facts_of({"Driver": "overlay2", "DriverStatus": [["x", "y"]], "Containerd": where}).containerd == ""
+
+
 @pytest.mark.parametrize(
     ("options", "root", "seccomp", "offset"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -109,7 +110,7 @@ def composed(engine: str, folder: Path) -> Iterator[Composed]:
         **{name: os.environ[name] for name in ("PATH", "HOME", "DOCKER_CONFIG") if name in os.environ},
         "DOCKER_HOST": engine,
         "SPACES_IMAGES": PREFIX, "SPACES_DATA": str(folder / "data"), "SPACES_NETWORK": f"172.30.{port % 256}",
-        "SPACES_ENGINE_SOCKET": engine.removeprefix("unix://"), "SPACES_ENGINE_DATA": _root(engine),
+        "SPACES_ENGINE_SOCKET": engine.removeprefix("unix://"), **_places(engine),
         "SPACES_PORT": str(gateway), "SPACES_ASK_PORT": str(ask), "SPACES_REGISTRY_PORT": str(registry),
         "SPACES_REGISTRY": f"127.0.0.1:{registry}",
         "SPACES_HTTP_PORT": str(plain), "SPACES_HTTPS_PORT": str(port),
@@ -130,8 +131,16 @@ def _build(engine: str, module: str, *words: str) -> None:
         pytest.skip(f"{' '.join(argv[1:4])} cannot build here: {done.stderr.strip()[-400:]}")
 
 
-def _root(engine: str) -> str:
-    return cli(engine, "info", "--format", "{{.DockerRootDir}}").stdout.strip()
+def _places(engine: str) -> dict[str, str]:
+    """Where an engine has its data, and the containerd that has its images."""
+    from builders.containers import layers
+    from spaces_platform.adapters.docker.engine import facts_of
+
+    info = json.loads(cli(engine, "info", "--format", "{{json .}}").stdout)
+    found = {"SPACES_ENGINE_DATA": str(info["DockerRootDir"])}
+    if containerd := facts_of(info).containerd:
+        found |= {"SPACES_CONTAINERD": os.path.dirname(containerd), "SPACES_CONTAINERD_DATA": str(layers.store(info))}
+    return found
 
 
 def _remove(made: Composed) -> None:

@@ -79,8 +79,8 @@ def template_script(path: str, size: int, *, journal: bool) -> str:
 
 
 def view_mounts(links: Sequence[str], place: str) -> list[MountCall]:
-    """The image's files, read-only. `links` are relative to the engine's overlay2 directory, which is where it is done:
-    a mount's options must fit into one page."""
+    """The image's files, read-only. `links` are relative to the directory of the engine's layers, which is where it is
+    done: a mount's options must fit into one page."""
     if len(links) == 1:  # an overlay wants two
         # A bind is read-only only once it is mounted again.
         flags = (mounts.BIND, mounts.REMOUNT | mounts.BIND | mounts.RDONLY)
@@ -224,11 +224,18 @@ def inside(image: Path, target: str) -> Path | None:
 
 
 def _links(layers: Sequence[str]) -> tuple[list[str], str]:
-    """(short names of an image's layers, the directory they are relative to); nothing where there are no layers."""
+    """(short names of an image's layers, the directory they are relative to); nothing where there are no layers.
+
+    Raises FileNotFoundError for a layer that is gone.
+    """
     links = []
     base = "/"
-    for layer in layers:  # <root>/overlay2/<id>/diff, with its short name in <root>/overlay2/<id>/link
+    for layer in layers:
         home = Path(layer).parent
         base = str(home.parent)
-        links.append(f"l/{(home / 'link').read_text().strip()}")
+        if home.name.isdigit():  # containerd's <snapshots>/<number>/fs
+            os.stat(layer)
+            links.append(f"{home.name}/{Path(layer).name}")
+        else:  # <root>/overlay2/<id>/diff, with its short name in <root>/overlay2/<id>/link
+            links.append(f"l/{(home / 'link').read_text().strip()}")
     return links, base

@@ -53,6 +53,10 @@ class EngineFacts:
     version: str = ""
     root: str = "/var/lib/docker"
     storage: str = "overlay2"
+    containerd: str = ""
+    """Socket of the containerd that keeps its images; empty where the engine does that itself."""
+    namespace: str = ""
+    """In which that one has what is the engine's."""
     cgroup_driver: str = "cgroupfs"
     cgroup_version: str = "2"
     runtimes: tuple[str, ...] = ("runc",)
@@ -85,10 +89,14 @@ def facts_of(info: Mapping[str, Any]) -> EngineFacts:
     root = str(info.get("DockerRootDir", ""))
     remapped = _REMAPPED.search(root) if any("userns" in option for option in options) else None
     runtimes: Mapping[str, Any] = info.get("Runtimes") or {}
+    in_containerd = ["driver-type", "io.containerd.snapshotter.v1"] in (info.get("DriverStatus") or ())
+    containerd: Mapping[str, Any] = (info.get("Containerd") or {}) if in_containerd else {}
     return EngineFacts(
         version=str(info.get("ServerVersion", "")),
         root=root,
         storage=str(info.get("Driver", "")),
+        containerd=str(containerd.get("Address", "")),
+        namespace=str((containerd.get("Namespaces") or {}).get("Containers", "")),
         cgroup_driver=str(info.get("CgroupDriver", "")),
         cgroup_version=str(info.get("CgroupVersion", "1")),
         runtimes=tuple(sorted(runtimes)),

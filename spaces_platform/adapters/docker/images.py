@@ -8,13 +8,14 @@ content that its artifact names.
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from spaces_platform.errors import Invalid, NotFound, PlatformError, Unavailable
 from spaces_platform.ports import DeploymentSpec
 
 from . import spec as pure
 from .engine import Engine
+from .snapshots import Snapshots
 from .spec import ImageFacts
 
 KEPT = 512
@@ -34,8 +35,9 @@ class _Fetch:
 class Images:
     """Safe to call from any thread."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(self, engine: Engine, snapshots: Snapshots | None = None) -> None:
+        """`snapshots`: who knows where layers are, if the engine itself does not."""
+        self._engine, self._snapshots = engine, snapshots
         self._facts: dict[str, ImageFacts] = {}
         self._fetches: dict[str, _Fetch] = {}
         self._lock = threading.Lock()
@@ -55,6 +57,11 @@ class Images:
             self._fetch(spec, reference)
             found = self._engine.image(reference)
         facts = pure.image_facts(found)
+        if self._snapshots is not None:
+            try:
+                facts = replace(facts, layers=self._snapshots.folders(facts.diff_ids))
+            except NotFound as error:
+                raise Invalid(f"{spec.space}: layers of its image are not there ({error}); build it again") from error
         with self._lock:
             if len(self._facts) >= KEPT:
                 self._facts.clear()

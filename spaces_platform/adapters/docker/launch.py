@@ -20,6 +20,7 @@ from .known import Known
 from .names import Names
 from .network import Networks
 from .settings import DockerSettings
+from .snapshots import Snapshots
 from .spec import ImageFacts, Labels, Mount
 from .volumes import DockerVolumes
 
@@ -44,7 +45,8 @@ class Launcher:
         self._instance, self._isolation = instance, isolation
         self._parent = pure.cgroup_parent(instance, facts)
         self._user = facts.on_host(settings.user)
-        self._images = Images(engine)
+        in_containerd = facts.containerd and disks is not None
+        self._images = Images(engine, Snapshots(facts.containerd, facts.namespace) if in_containerd else None)
 
     def launch(self, spec: DeploymentSpec, known: Known, at: float) -> Mapping[str, Any]:
         """Start it and fill in `known`; the container's state. What was made before an error the caller discards.

@@ -23,6 +23,7 @@ from .engine import EngineFacts, peer
 from .fence import Fence
 from .names import Names
 from .settings import DockerSettings
+from .snapshots import SNAPSHOTTER, Snapshots
 
 log = logging.getLogger(__name__)
 TRIAL_BYTES = 8 << 20
@@ -128,8 +129,8 @@ def _try_fence(settings: DockerSettings, fence: Fence) -> str:
 def _try_disk(root: Path, settings: DockerSettings, engine: EngineFacts, disks: Disks) -> str:
     if not settings.disks:
         return "sized disks are switched off"
-    if engine.storage != "overlay2":
-        return f"the engine keeps images by {engine.storage}, not overlay2"
+    if fault := _layers_fault(engine):
+        return fault
     if fault := disk_files.missing() or _elsewhere(settings.url, root):
         return fault
     with tempfile.TemporaryDirectory(dir=root, prefix="trial-") as made:
@@ -140,6 +141,23 @@ def _try_disk(root: Path, settings: DockerSettings, engine: EngineFacts, disks: 
             return str(error)
         finally:
             _drop(disks, place)
+    return ""
+
+
+def _layers_fault(engine: EngineFacts) -> str:
+    """Why the folders of an image's layers cannot be had; empty where they can."""
+    if engine.storage == "overlay2":
+        return ""
+    if engine.storage != SNAPSHOTTER:
+        return f"the engine keeps images by {engine.storage}, not overlay2 or overlayfs"
+    if not engine.containerd:
+        return "the engine keeps images in containerd and does not say where that is; Docker 27 and later do"
+    try:
+        folder = Snapshots(engine.containerd, engine.namespace).folders(())[0]
+    except PlatformError as error:
+        return error.message
+    if not Path(folder).parent.parent.is_dir():
+        return f"containerd's snapshots are not seen here: {Path(folder).parent.parent}; mount that folder"
     return ""
 
 

@@ -52,6 +52,8 @@ class ImageFacts:
     has_command: bool = False
     layers: tuple[str, ...] = ()
     """Directories of its layers on the engine's disk, topmost first; empty where the engine keeps them otherwise."""
+    diff_ids: tuple[str, ...] = ()
+    """Digests of what its layers hold, lowest first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +129,7 @@ def image_facts(found: Mapping[str, Any]) -> ImageFacts:
         volumes=tuple(sorted(config.get("Volumes") or ())),
         has_command=bool(config.get("Entrypoint") or config.get("Cmd")),
         layers=tuple(layer for layer in layers if layer),
+        diff_ids=tuple((found.get("RootFS") or {}).get("Layers") or ()),
     )
 
 
