@@ -147,14 +147,21 @@ class EngineApi:
 
     def push(self, repository: str, tag: str) -> str:
         """Push and return the digest. Raises BuilderUnavailable."""
-        with _failures(f"pushing {repository}:{tag}"):
+        name = f"{repository}:{tag}"
+        with _failures(f"pushing {name}"):
             for row in self._client.api.push(repository, tag=tag, stream=True, decode=True):
                 if "error" in row:
-                    raise BuilderUnavailable(f"pushing {repository}:{tag} failed: {row['error']}")
+                    raise BuilderUnavailable(f"pushing {name} failed: {row['error']}")
                 digest = (row.get("aux") or {}).get("Digest")
                 if digest:
                     return str(digest)
-        raise BuilderUnavailable(f"pushing {repository}:{tag} gave no digest")
+        # Engines that keep images in containerd say it of the image alone.
+        image = self.image(name)
+        known = [one.rpartition("@") for one in (image.digests if image is not None else ())]
+        found = [digest for pushed, _, digest in known if pushed == repository]
+        if len(found) != 1:
+            raise BuilderUnavailable(f"pushing {name} gave no digest")
+        return found[0]
 
     def prune_cache(self, keep_bytes: int) -> int:
         """Drop what BuildKit has not used for longest, until its cache is that small. Bytes freed."""
