@@ -29,7 +29,7 @@ define install
 	@rm -f $(2)-* && touch $(3)
 endef
 
-.PHONY: run setup single-host base-images platform-images test test-containers test-postgres test-machine lint format bench soak lock clean help
+.PHONY: run setup single-host base-images platform-images test test-containers test-postgres test-machine test-engine lint format bench soak lock clean help
 
 help: ## What there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 13
@@ -62,6 +62,9 @@ test-postgres: $(DEV) ## The tests of `test`, with their databases in a Postgres
 
 test-machine: $(DEV) ## Tests in a virtual machine with systemd, cgroup v2 and Debian's Docker; root, qemu (TESTS=, ARGS=)
 	@$(BIN)/python -m tests.machines $(ARGS) $(TESTS)
+
+test-engine: $(DEV) ## The tests of containers on the Docker engine of another Debian suite; root (TESTS=, ARGS=)
+	@$(BIN)/python -m tests.engines $(ARGS) $(if $(filter command line environment,$(origin TESTS)),$(TESTS),tests/containers tests/contracts tests/edge)
 
 lint: $(DEV) ## ruff and mypy
 	@$(BIN)/ruff check .
