@@ -41,6 +41,11 @@ class DockerBuilder:
         self.client = client.find(options.client)
 
     @cached_property
+    def build_client(self) -> str:
+        """What builds: the docker command itself, or its plug-in."""
+        return client.plugin(self.client) or self.client
+
+    @cached_property
     def machine(self) -> limits.Engine:
         """The engine's machine. Raises BuilderUnavailable."""
         info = self.engine.info()

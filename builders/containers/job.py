@@ -270,7 +270,7 @@ class Job:
 
         try:
             code, output = client.run(
-                self.builder.client, self.options.engine, request, progress.line, check, max_stdout=max_stdout
+                self.builder.build_client, self.options.engine, request, progress.line, check, max_stdout=max_stdout
             )
         except BaseException as error:
             self.steps.kill()

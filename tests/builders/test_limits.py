@@ -44,16 +44,16 @@ def values(folder: Path) -> dict[str, str]:
 def test_builds_have_a_parent_that_holds_nothing_else(tmp_path: Path) -> None:
     """The systemd driver's own is the slice of all services: a limit on it would be one on the machine."""
     request = client.Request(tmp_path, tmp_path, tmp_path, "mark", cgroup_parent=limits.PARENT)
-    line = client.argv("docker", "unix:///x", request, {})
+    line = client.argv("docker", request, {})
     assert f"{line[line.index('--cgroup-parent') + 1]}".strip("/") == Engine(tmp_path).all_builds.path
-    assert "--cgroup-parent" not in client.argv("docker", "u", client.Request(tmp_path, tmp_path, tmp_path, "m"), {})
+    assert "--cgroup-parent" not in client.argv("docker", client.Request(tmp_path, tmp_path, tmp_path, "m"), {})
 
 
 def test_an_image_is_named_and_packed_only_where_that_is_free_or_needed(tmp_path: Path) -> None:
     request = client.Request(tmp_path, tmp_path, tmp_path, "mark", name="spaces-new:1-ab")
-    line = client.argv("docker", "unix:///x", request, {})
+    line = client.argv("docker", request, {})
     assert line[line.index("--tag") + 1] == "spaces-new:1-ab"
-    line = client.argv("docker", "unix:///x", replace(request, packed=False), {})
+    line = client.argv("docker", replace(request, packed=False), {})
     assert "--tag" not in line
     kind, name, *more = line[line.index("--output") + 1].split(",")
     assert (kind, name, set(more)) == (
