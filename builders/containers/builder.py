@@ -26,6 +26,7 @@ from builders.types import NO_INPUTS, Artifact, BuildError, BuildInputs, BuildLo
 LEFTOVER_SECONDS = 3600
 """Age from which an image without a record is what a killed build left."""
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+_UNFINISHED = re.compile(rf"{NEW}:(\d+)-")
 
 
 class DockerBuilder:
@@ -117,8 +118,8 @@ class DockerBuilder:
         self.options.unfence()
 
     def free_disk(self) -> int:
-        free, machine = self.records.free(), self.machine
-        return min(free, machine.free) if machine.root.is_dir() and machine.store.is_dir() else free
+        free, engine = self.records.free(), self.machine.free
+        return free if engine is None else min(free, engine)
 
     def dockerfile(self, plan: BuildPlan, source: SourceTree, owner: str, inputs: BuildInputs = NO_INPUTS) -> str:
         """What BuildKit would be given. Raises BuildError."""
@@ -131,16 +132,12 @@ def leftovers(id: str, tags: Sequence[str], created: float, *, known: bool, befo
 
     An image may be much older than the build that made it again, from BuildKit's cache: its name says when that began.
     """
-    unfinished = [tag for tag in tags if tag.startswith(f"{NEW}:")]
-    if any(_began(tag) >= before for tag in unfinished):
+    began = {tag: int(match[1]) for tag in tags if (match := _UNFINISHED.match(tag))}
+    if any(at >= before for at in began.values()):
         return ()
     if known:
-        return unfinished
+        return tuple(began)
     return (tags or (id,)) if created < before else ()
-
-
-def _began(tag: str) -> float:
-    return float(tag.removeprefix(f"{NEW}:").partition("-")[0])
 
 
 def _name(artifact_ref: str) -> str | None:

@@ -403,9 +403,7 @@ class Job:
         try:
             return look()
         except scan.Unreadable:
-            self.log.line(
-                f"warning: the layers could not all be looked through for secrets: {what} is compressed by zstd"
-            )
+            self.log.line(f"warning: not looked through for secrets, since its compression is not known here: {what}")
             return None
 
     def _places(self, image: Image) -> dict[str, Path]:

@@ -70,9 +70,10 @@ class Engine:
         return self.store != self.root
 
     @property
-    def free(self) -> int:
-        """Bytes free where it writes."""
-        return min(shutil.disk_usage(place).free for place in (self.root, self.store))
+    def free(self) -> int | None:
+        """Bytes free where it writes; None where that is not seen here."""
+        seen = [place for place in (self.root, self.store) if place.is_dir()]
+        return min((shutil.disk_usage(place).free for place in seen), default=None)
 
     @property
     def is_ours(self) -> bool:
@@ -241,7 +242,7 @@ class Steps:
         if used > self.limits.disk:
             raise LimitHit("disk", used, self.limits.disk)
         free = self.engine.free
-        if free < self.reserve:
+        if free is not None and free < self.reserve:
             raise LimitHit("free_disk", free, self.reserve)
 
     def packages(self) -> int:

@@ -212,6 +212,7 @@ APP, YOUNG, OLD = "spaces-app:ab", "spaces-new:950-ab", "spaces-new:100-cd"
         pytest.param((APP, YOUNG), 100, True, (), id="being built again"),
         pytest.param((YOUNG,), 100, False, (), id="being built, of cached layers"),
         pytest.param((OLD,), 100, False, (OLD,), id="killed"),
+        pytest.param((APP, "spaces-new:mine"), 100, True, (), id="somebody's own name"),
         pytest.param((), 100, False, ("id",), id="nameless"),
         pytest.param((), 950, False, (), id="nameless and young"),
         pytest.param((APP,), 100, False, (APP,), id="killed before its record"),

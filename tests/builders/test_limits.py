@@ -147,6 +147,19 @@ def test_what_joins_its_group_later_is_moved_then(steps: Steps) -> None:
     assert (moved / "cgroup.procs").read_text() == "4711"
 
 
+def test_the_disk_is_looked_at_where_it_is_seen(tmp_path: Path) -> None:
+    """An engine elsewhere, or a containerd whose folder is not mounted here, ends no build."""
+    free = Engine(tmp_path).free
+    assert free is not None
+    assert free > 0
+    assert Engine(tmp_path, images=tmp_path / "nowhere").free is not None
+    nowhere = Engine(tmp_path / "nowhere", cgroups=tmp_path)
+    assert nowhere.free is None
+    Steps(nowhere, "mine", LIMITS, reserve=1 << 60).check_disk()
+    with pytest.raises(LimitHit):
+        Steps(Engine(tmp_path), "mine", LIMITS, reserve=1 << 60).check_disk()
+
+
 def test_a_step_that_has_settled_is_looked_at_less_often(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each look takes the processor from apps; what is new is looked at each time."""
     now = time.monotonic()
