@@ -18,11 +18,14 @@ from typing import IO, Any
 import docker
 import requests
 from docker.errors import APIError, DockerException, ImageNotFound, NotFound
+from docker.utils import version_lt
 
 from builders.types import BuildError, BuilderUnavailable
 
 TIMEOUT = 60
 PULL_SECONDS = 600
+NEWEST_API = "1.47"
+"""The version of the engine's API that what is asked here was written for. Docker 29 still speaks 1.44."""
 TAGS = "spaces-app"
 """Repository of the tags that keep finished images. Tags are random, so that no Dockerfile can name another's image."""
 NEW = "spaces-new"
@@ -49,6 +52,19 @@ class Image:
     created: str = ""
 
 
+def connect(url: str, timeout: float) -> Any:
+    """A client that speaks the newest version of the API that both the engine and NEWEST_API know.
+
+    docker-py by itself takes the engine's, and so would send newer engines words that they understand in another way.
+    Raises DockerException.
+    """
+    client = docker.APIClient(base_url=url, version="auto", timeout=timeout)
+    if not version_lt(NEWEST_API, client.api_version):
+        return client
+    client.close()
+    return docker.APIClient(base_url=url, version=NEWEST_API, timeout=timeout)
+
+
 class EngineApi:
     """Thread-safe: docker-py's client keeps a pool of connections."""
 
@@ -56,20 +72,20 @@ class EngineApi:
         self.url = url
 
     @cached_property
-    def _client(self) -> Any:
+    def _api(self) -> Any:
         with _failures("connecting to the container engine"):
-            return docker.DockerClient(base_url=self.url, timeout=TIMEOUT)
+            return connect(self.url, TIMEOUT)
 
     def info(self) -> Mapping[str, Any]:
         with _failures("asking the container engine about itself"):
-            info: Mapping[str, Any] = self._client.info()
+            info: Mapping[str, Any] = self._api.info()
         return info
 
     def image(self, ref: str) -> Image | None:
         """An image that the engine has; None where it has not. Raises BuilderUnavailable."""
         with _failures(f"looking for the image {ref}"):
             try:
-                return _image(self._client.api.inspect_image(ref))
+                return _image(self._api.inspect_image(ref))
             except (ImageNotFound, NotFound):
                 return None
 
@@ -77,24 +93,24 @@ class EngineApi:
         """Whether a registry has it. Raises BuilderUnavailable."""
         with _failures(f"asking the registry for {ref}"):
             try:
-                self._client.api.inspect_distribution(ref)
+                self._api.inspect_distribution(ref)
             except (ImageNotFound, NotFound):
                 return False
         return True
 
     def history(self, ref: str) -> list[Mapping[str, Any]]:
         with _failures(f"reading the history of {ref}"):
-            return list(self._client.api.history(ref))
+            return list(self._api.history(ref))
 
     def tag(self, image: str, repository: str, tag: str) -> None:
         with _failures(f"tagging {image}"):
-            self._client.api.tag(image, repository, tag)
+            self._api.tag(image, repository, tag)
 
     def remove(self, ref: str) -> bool:
         """Remove a tag, or an image by its id. False where it is in use; the absent is success."""
         with _failures(f"removing the image {ref}"):
             try:
-                self._client.api.remove_image(ref)
+                self._api.remove_image(ref)
             except (ImageNotFound, NotFound):
                 return True
             except APIError as error:
@@ -107,8 +123,8 @@ class EngineApi:
         """Id, tags and creation time of every image that this platform built."""
         label = f"{PLATFORM_LABEL}={platform}"
         with _failures("listing images"):
-            rows = self._client.api.images(filters={"label": label, "dangling": False})
-            rows += self._client.api.images(filters={"label": label, "dangling": True})
+            rows = self._api.images(filters={"label": label, "dangling": False})
+            rows += self._api.images(filters={"label": label, "dangling": True})
         for row in rows:
             tags = tuple(tag for tag in row.get("RepoTags") or () if tag != "<none>:<none>")
             yield row["Id"], tags, int(row["Created"])
@@ -116,19 +132,19 @@ class EngineApi:
     def names(self, repository: str) -> list[str]:
         """`repository:tag` of every image that has such a name."""
         with _failures(f"listing the images of {repository}"):
-            rows = self._client.api.images(name=repository)
+            rows = self._api.images(name=repository)
         tags = [tag for row in rows for tag in row.get("RepoTags") or ()]
         return [tag for tag in tags if tag.startswith(f"{repository}:")]
 
     def save(self, ref: str) -> IO[bytes]:
         """The image as `docker save` streams it."""
         with _failures(f"reading the image {ref}"):
-            return io.BufferedReader(_Stream(self._client.api.get_image(ref)))
+            return io.BufferedReader(_Stream(self._api.get_image(ref)))
 
     def pull(self, repository: str, tag: str) -> None:
         """Without any login. Raises BuildError where there is no such image."""
         try:
-            self._client.api.pull(repository, tag=tag, auth_config={}, stream=False)
+            self._api.pull(repository, tag=tag, auth_config={}, stream=False)
         except (APIError, requests.RequestException) as error:
             said = str(getattr(error, "explanation", "") or error)
             if any(words in said for words in ("connection refused", "no such host", "i/o timeout", "Timeout")):
@@ -149,7 +165,7 @@ class EngineApi:
         """Push and return the digest. Raises BuilderUnavailable."""
         name = f"{repository}:{tag}"
         with _failures(f"pushing {name}"):
-            for row in self._client.api.push(repository, tag=tag, stream=True, decode=True):
+            for row in self._api.push(repository, tag=tag, stream=True, decode=True):
                 if "error" in row:
                     raise BuilderUnavailable(f"pushing {name} failed: {row['error']}")
                 digest = (row.get("aux") or {}).get("Digest")
@@ -166,7 +182,7 @@ class EngineApi:
     def prune_cache(self, keep_bytes: int) -> int:
         """Drop what BuildKit has not used for longest, until its cache is that small. Bytes freed."""
         with _failures("pruning the build cache"):
-            return int(self._client.api.prune_builds(keep_storage=keep_bytes, all=True).get("SpaceReclaimed") or 0)
+            return int(self._api.prune_builds(keep_storage=keep_bytes, all=True).get("SpaceReclaimed") or 0)
 
 
 def _image(data: Mapping[str, Any]) -> Image:

@@ -130,7 +130,11 @@ def test_a_secret_is_found_in_an_archive(
     assert scan.layer(path, NEEDLES, deadline()) is None
 
 
-@pytest.mark.parametrize("data", [ZSTD, gzip.compress(tar({"a": SECRET.encode()}))[:40], b"", b"{}"])
+@pytest.mark.parametrize(
+    "data",
+    [ZSTD, gzip.compress(tar({"a": SECRET.encode()}))[:40], b"", b"{}"],
+    ids=["zstd", "cut off", "empty", "a manifest"],
+)
 def test_an_archive_that_cannot_be_read_is_not_a_clean_one(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "layer"
     path.write_bytes(data)

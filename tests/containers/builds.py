@@ -45,7 +45,7 @@ class Builds:
         self.root = root
         self.options: Options = make_options(runtime_images.load(), {}, **options)
         self.builder = DockerBuilder(root / "images", self.options)
-        self.docker = docker.DockerClient(base_url=url, version="1.41", timeout=60)
+        self.docker = docker.DockerClient(base_url=url, version="auto", timeout=60)
         self._apps = 0
 
     def plan(self, files: Mapping[str, str | bytes], salt: str = "") -> tuple[BuildPlan, LocalTree]:

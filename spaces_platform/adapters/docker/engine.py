@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import docker
 import requests
 from docker.errors import APIError, DockerException, InvalidArgument
 from docker.types import IPAMConfig, IPAMPool
 
+from builders.containers.engine import connect
 from spaces_platform.errors import Conflict, DiskFull, Invalid, NotFound, PlatformError, Unavailable
 
 from .gvisor import is_gvisor
@@ -118,7 +118,7 @@ class Engine:
         """Raises Unavailable where nothing answers."""
         self.url = url
         with self._asked("connect"):
-            self._api: Any = docker.APIClient(base_url=url, version="auto", timeout=TIMEOUT)
+            self._api: Any = connect(url, TIMEOUT)
 
     def close(self) -> None:
         self._api.close()
