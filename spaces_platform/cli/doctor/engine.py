@@ -162,6 +162,7 @@ def check_runtime(url: str, runtime: str, image: str) -> Check:
     from docker.errors import DockerException, ImageNotFound
     from requests.exceptions import RequestException
 
+    from builders.containers.engine import connect
     from spaces_platform.adapters.docker import cgroups, spec
     from spaces_platform.adapters.docker.engine import facts_of as app_facts
 
