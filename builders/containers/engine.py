@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +24,7 @@ from builders.types import BuildError, BuilderUnavailable
 
 TIMEOUT = 60
 PULL_SECONDS = 600
+PRUNE_SECONDS = 900
 NEWEST_API = "1.47"
 """The version of the engine's API that what is asked here was written for. Docker 29 still speaks 1.44."""
 TAGS = "spaces-app"
@@ -181,8 +182,9 @@ class EngineApi:
 
     def prune_cache(self, keep_bytes: int) -> int:
         """Drop what BuildKit has not used for longest, until its cache is that small. Bytes freed."""
-        with _failures("pruning the build cache"):
-            return int(self._api.prune_builds(keep_storage=keep_bytes, all=True).get("SpaceReclaimed") or 0)
+        # A client of its own, since this takes minutes: the engine gives up when who asked has gone.
+        with _failures("pruning the build cache"), closing(connect(self.url, PRUNE_SECONDS)) as api:
+            return int(api.prune_builds(keep_storage=keep_bytes, all=True).get("SpaceReclaimed") or 0)
 
 
 def _image(data: Mapping[str, Any]) -> Image:
