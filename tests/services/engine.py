@@ -136,6 +136,14 @@ def below(place: str) -> list[int]:
     return found
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The first test that needs an engine may wait until one has been started and has all images."""
+    first = next((item for item in items if "engine_url" in getattr(item, "fixturenames", ())), None)
+    if first is not None:
+        first.add_marker(pytest.mark.timeout(IMAGES_SECONDS + START_SECONDS + 300))
+
+
 @pytest.fixture(scope="session")
 def engine_url(request: pytest.FixtureRequest) -> Iterator[str]:
     """URL of an engine that has the images; skips where there is none and none can be started."""
