@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +46,11 @@ class Builds:
         self.root = root
         self.options: Options = make_options(runtime_images.load(), {}, **options)
         self.builder = DockerBuilder(root / "images", self.options)
-        self.docker = docker.DockerClient(base_url=url, version="auto", timeout=60)
         self._apps = 0
+
+    @cached_property
+    def docker(self) -> docker.DockerClient:
+        return docker.DockerClient(base_url=self.options.engine, version="auto", timeout=60)
 
     def plan(self, files: Mapping[str, str | bytes], salt: str = "") -> tuple[BuildPlan, LocalTree]:
         self._apps += 1
@@ -86,7 +90,8 @@ class Builds:
     def close(self) -> None:
         for _, record in list(self.builder.records.all()):
             self.builder.remove(record.ref)
-        self.docker.close()
+        if "docker" in self.__dict__:
+            self.docker.close()
 
 
 @contextmanager
