@@ -7,8 +7,10 @@ and always answers. Facts are gathered by `check_…`; what they mean is judged 
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 from spaces_platform.cli.console import paint, say
 from spaces_platform.cli.doctor import engine, machine, network, services
@@ -21,6 +23,10 @@ Group = tuple[str, Callable[[], Check | list[Check]]]
 def check_all(settings: Settings) -> list[Check]:
     """Every check that these settings call for, at once; one that fails to answer is a failed check, not an error."""
     groups = groups_of(settings)
+    if settings.orchestrator == "docker":
+        # Here and not in the checks' threads: of modules that import each other, one of two threads gets a half.
+        with suppress(ImportError):
+            importlib.import_module("spaces_platform.adapters.docker")
     with ThreadPoolExecutor(len(groups)) as pool:
         return [check for found in pool.map(lambda group: _guarded(*group), groups) for check in found]
 

@@ -88,14 +88,14 @@ def check_engine(url: str, runtime: str, image: str) -> list[Check]:
 def gather(url: str) -> EngineFacts | Check:
     """What the engine says of itself, or why it does not answer."""
     try:
-        from builders.containers.engine import connect
+        import docker
     except ImportError:
         return fail("engine", "the docker package for Python is not installed", "Run `make single-host`.")
     from docker.errors import DockerException
     from requests.exceptions import RequestException
 
     try:
-        client = connect(url, ENGINE_SECONDS)
+        client = docker.DockerClient(base_url=url, timeout=ENGINE_SECONDS)
         try:
             return facts_of(
                 client.version(), client.info(), url, _patched() if url.startswith("unix:") else frozenset()
@@ -159,15 +159,15 @@ def check_buildkit(url: str) -> Check:
 
 def check_runtime(url: str, runtime: str, image: str) -> Check:
     """Whether a container of a runtime starts and ends, with a network as apps have one. Nothing of it is left."""
+    import docker
     from docker.errors import DockerException, ImageNotFound
     from requests.exceptions import RequestException
 
-    from builders.containers.engine import connect
     from spaces_platform.adapters.docker import cgroups, spec
     from spaces_platform.adapters.docker.engine import facts_of as app_facts
 
     began = time.monotonic()
-    with closing(connect(url, TRIAL_SECONDS)) as client:
+    with closing(docker.APIClient(base_url=url, version="auto", timeout=TRIAL_SECONDS)) as client:
         parent = spec.cgroup_parent("doctor", app_facts(client.info()))
         host = {"Runtime": runtime, "CgroupParent": parent, "NetworkMode": "bridge"}
         try:
