@@ -13,6 +13,7 @@ import argparse
 import dataclasses
 import json
 import os
+import secrets
 import shutil
 import statistics
 import subprocess
@@ -30,6 +31,7 @@ from builders.layout import Layout
 
 PLAIN = '''"""Answers every request with one line."""
 import os
+import secrets
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
@@ -83,10 +85,11 @@ class Pairs:
 
 
 class App:
-    """One app that is changed and pushed again and again."""
+    """One app that is changed and pushed again and again; no cache has its code from an earlier run."""
 
     def __init__(self, kind: str, folder: Path) -> None:
         self.kind, self.folder, self.count = kind, folder, 0
+        self.mark = secrets.token_hex(4)
 
     def repo(self, name: str, requirements: str = "") -> Repo:
         repo = Repo(self.folder / name)
@@ -101,7 +104,7 @@ class App:
     def change(self, repo: Repo) -> str:
         """New code, committed; what its answer holds."""
         self.count += 1
-        marker = f"version-{self.count}-of-the-app"
+        marker = f"version-{self.count}-of-{self.mark}"
         if self.kind == "gradio":
             code = (ROOT / "examples" / "gradio-hello" / "app.py").read_text()
             repo.write("app.py", code.replace("Hello 👋", marker))

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
+from spaces_platform.errors import Unavailable
 from spaces_platform.ports import Gpu
 
 from .engine import EngineFacts
@@ -25,20 +26,32 @@ def parse(text: str) -> tuple[Gpu, ...]:
     return tuple(found)
 
 
-def inventory(engine: EngineFacts) -> Sequence[Gpu]:
-    """All that containers can have; nothing where the engine lacks NVIDIA's runtime or the machine its driver."""
+def can_give(runtimes: Collection[str]) -> bool:
+    """Whether an engine with these runtimes has what puts GPUs into containers: NVIDIA's container toolkit."""
+    return any("nvidia" in name for name in runtimes) or shutil.which("nvidia-container-runtime-hook") is not None
+
+
+def listed() -> tuple[Gpu, ...]:
+    """Those of this machine; nothing where NVIDIA's driver is not installed. Raises Unavailable where it fails."""
     program = shutil.which("nvidia-smi")
-    given = any("nvidia" in name for name in engine.runtimes) or shutil.which("nvidia-container-runtime-hook")
-    if program is None or not given:
+    if program is None:
         return ()
     try:
         done = subprocess.run([program, *QUERY], capture_output=True, text=True, timeout=30)
     except (OSError, subprocess.TimeoutExpired) as error:
-        log.warning("the GPUs of this machine cannot be listed: %s", error)
-        return ()
+        raise Unavailable(f"the GPUs of this machine cannot be listed: {error}") from error
     if done.returncode:
-        log.warning(
-            "nvidia-smi failed, no GPU is offered: %s", done.stderr.strip()[-300:] or done.stdout.strip()[-300:]
-        )
-        return ()
+        said = done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}"
+        raise Unavailable(f"the GPUs of this machine cannot be listed: nvidia-smi: {said[-300:]}")
     return parse(done.stdout)
+
+
+def inventory(engine: EngineFacts) -> Sequence[Gpu]:
+    """All that containers can have; nothing, with a warning in the log, where the driver fails."""
+    if not can_give(engine.runtimes):
+        return ()
+    try:
+        return listed()
+    except Unavailable as error:
+        log.warning("no GPU is offered: %s", error)
+        return ()

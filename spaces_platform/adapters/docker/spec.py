@@ -32,6 +32,8 @@ CA_VARIABLES = (
 """Where programs look for the file with the certificates they trust."""
 PYTHON = "python3"
 """Stands for `{PLATFORM_PYTHON}`: the interpreter of the image."""
+NO_GPU = "void"
+"""To NVIDIA's runtime: as if it were not there. (Container toolkit, `NVIDIA_VISIBLE_DEVICES`.)"""
 OOM_SCORE = 500
 """Apps are ended before anything of the platform's, where the machine itself runs out of memory."""
 CPU_PERIOD = 100_000
@@ -257,21 +259,26 @@ def host_config(
     if settings.runtime:
         found["Runtime"] = settings.runtime
     if spec.gpus:
-        found["DeviceRequests"] = [
-            {"Driver": "nvidia", "DeviceIDs": list(spec.gpus), "Capabilities": [["gpu", "compute", "utility"]]}
-        ]
+        found["DeviceRequests"] = device_requests(spec.gpus)
     return found
 
 
+def device_requests(gpus: Sequence[str]) -> list[dict[str, Any]]:
+    """What asks the engine for these GPUs (Engine API, DeviceRequest)."""
+    return [{"Driver": "nvidia", "DeviceIDs": list(gpus), "Capabilities": [["gpu", "compute", "utility"]]}]
+
+
 def environment(spec: DeploymentSpec, settings: DockerSettings) -> dict[str, str]:
-    """The variables of the app. What the spec sets wins, except which port it must serve and the certificates."""
+    """The variables of the app. What the spec sets wins, except which port it must serve, the certificates and which
+    GPUs it has: where NVIDIA's runtime is the engine's default, this variable, also of an image, is what gives them.
+    """
     env = {
         "HOME": HOME, "USER": "user", "LOGNAME": "user", "LANG": "C.UTF-8", "TMPDIR": "/tmp", "PYTHONUNBUFFERED": "1",
     }  # fmt: skip
     env |= {name: _fill(value, spec) for name, value in spec.env.items()}
     if settings.ca_bundle:
         env |= dict.fromkeys(CA_VARIABLES, CA_BUNDLE)
-    return {**env, "PORT": str(spec.app_port)}
+    return {**env, "PORT": str(spec.app_port), "NVIDIA_VISIBLE_DEVICES": ",".join(spec.gpus) or NO_GPU}
 
 
 def cgroup_parent(instance: str, engine: EngineFacts) -> str:

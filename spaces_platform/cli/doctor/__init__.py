@@ -15,6 +15,7 @@ from contextlib import suppress
 from spaces_platform.cli.console import paint, say
 from spaces_platform.cli.doctor import engine, machine, network, services
 from spaces_platform.cli.doctor.check import Check
+from spaces_platform.hardware import NO_GPUS
 from spaces_platform.settings import Settings
 
 Group = tuple[str, Callable[[], Check | list[Check]]]
@@ -54,7 +55,10 @@ def groups_of(settings: Settings) -> list[Group]:
     if s.orchestrator == "docker":
         groups += [
             ("kernel", machine.check_kernel),
-            ("engine", lambda: engine.check_engine(s.docker, s.container_runtime, s.base_image)),
+            (
+                "engine",
+                lambda: engine.check_engine(s.docker, s.container_runtime, s.base_image, gpus=s.gpus != NO_GPUS),
+            ),
         ]
         if s.docker.startswith("unix:"):
             groups += [("packet filter", network.check_filter)]

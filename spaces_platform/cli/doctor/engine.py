@@ -11,7 +11,8 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -70,14 +71,19 @@ class EngineFacts:
 
 
 # --- effects ------------------------------------------------------------------------------------
-def check_engine(url: str, runtime: str, image: str) -> list[Check]:
-    """Every check of the engine at `url`; one failed check where it does not answer. `image`: for a trial."""
+def check_engine(url: str, runtime: str, image: str, *, gpus: bool = True) -> list[Check]:
+    """Every check of the engine at `url`; one failed check where it does not answer.
+
+    `image`: for trials; `gpus`: whether Spaces may have those of this machine.
+    """
     facts = gather(url)
     if isinstance(facts, Check):
         return [facts]
     checks = [*judge_all(facts, runtime), check_buildkit(url)]
     if runtime in facts.runtimes:
         checks.append(check_runtime(url, runtime, image))
+    if gpus and facts.is_local:
+        checks += check_gpus(url, facts.runtimes, image)
     if facts.is_local and os.path.isdir(facts.root):
         from spaces_platform.cli.doctor.machine import check_disk
 
@@ -159,6 +165,35 @@ def check_buildkit(url: str) -> Check:
 
 def check_runtime(url: str, runtime: str, image: str) -> Check:
     """Whether a container of a runtime starts and ends, with a network as apps have one. Nothing of it is left."""
+    began = time.monotonic()
+    error = trial(url, image, {"Runtime": runtime})
+    if error is None:
+        return ok("runtime", f"{runtime}, not tried: there is no image {image} yet")
+    return judge_trial(runtime, error, time.monotonic() - began)
+
+
+def check_gpus(url: str, runtimes: Collection[str], image: str) -> list[Check]:
+    """Whether a container can have all GPUs of this machine at once; no check where it has none."""
+    from spaces_platform.adapters.docker import gpus, spec
+    from spaces_platform.errors import Unavailable
+
+    try:
+        found = gpus.listed()
+    except Unavailable as exc:
+        fix = "The driver and the kernel's part of it must be of one version: install it anew, and restart the machine."
+        return [fail("gpus", str(exc), fix)]
+    if not found:
+        return []
+    can = gpus.can_give(runtimes)
+    error = trial(url, image, {"DeviceRequests": spec.device_requests([gpu.id for gpu in found])}) if can else ""
+    return [judge_gpus([gpu.model for gpu in found], can, error)]
+
+
+def trial(url: str, image: str, host: Mapping[str, Any]) -> str | None:
+    """What kept a container with this of a host configuration from starting and ending well; "" if nothing did.
+
+    None where there is no image. Nothing of the container is left.
+    """
     import docker
     from docker.errors import DockerException, ImageNotFound
     from requests.exceptions import RequestException
@@ -166,25 +201,24 @@ def check_runtime(url: str, runtime: str, image: str) -> Check:
     from spaces_platform.adapters.docker import cgroups, spec
     from spaces_platform.adapters.docker.engine import facts_of as app_facts
 
-    began = time.monotonic()
     with closing(docker.APIClient(base_url=url, version="auto", timeout=TRIAL_SECONDS)) as client:
         parent = spec.cgroup_parent("doctor", app_facts(client.info()))
-        host = {"Runtime": runtime, "CgroupParent": parent, "NetworkMode": "bridge"}
+        given = {**host, "CgroupParent": parent, "NetworkMode": "bridge"}
+        made = ""
         try:
-            made = client.create_container_from_config({"Image": image, "Cmd": ["true"], "HostConfig": host})["Id"]
-        except ImageNotFound:
-            return ok("runtime", f"{runtime}, not tried: there is no image {image} yet")
-        try:
+            made = client.create_container_from_config({"Image": image, "Cmd": ["true"], "HostConfig": given})["Id"]
             client.start(made)
             code = int(client.wait(made, timeout=TRIAL_SECONDS)["StatusCode"])
-            error = f"its container ends with {code}" if code else ""
+            return f"its container ends with {code}" if code else ""
+        except ImageNotFound:
+            return None
         except (DockerException, RequestException) as exc:
-            error = str(getattr(exc, "explanation", None) or exc)
+            return str(getattr(exc, "explanation", None) or exc)
         finally:
-            client.remove_container(made, force=True, v=True)
-            cgroups.end_leftovers(parent, made)
+            if made:
+                client.remove_container(made, force=True, v=True)
+                cgroups.end_leftovers(parent, made)
             cgroups.remove_empty(parent)
-    return judge_trial(runtime, error, time.monotonic() - began)
 
 
 def docker_programs() -> Sequence[str]:
@@ -318,6 +352,18 @@ def judge_trial(runtime: str, error: str, seconds: float) -> Check:
             f"No app starts with it. Set it right, or take it out of SPACES_CONTAINER_RUNTIME. It said: {error[-300:]}"
         )
     return fail("runtime", f"{runtime} starts no container", fix)
+
+
+def judge_gpus(models: Sequence[str], can: bool, error: str | None) -> Check:
+    """`can`: the engine has what gives them; `error`: of a container that got all of them, None if not tried."""
+    found = ", ".join(f"{count} x {model}" for model, count in sorted(Counter(models).items()))
+    if not can:
+        fix = "Install NVIDIA's container toolkit (nvidia-container-toolkit), and restart the engine."
+        return warn("gpus", f"{found}, which the engine cannot give to containers: no Space has one", fix)
+    if error:
+        fix = f"Spaces on GPU hardware do not start. Set the container toolkit right. It said: {error[-300:]}"
+        return fail("gpus", f"{found}: a container that is given them does not start", fix)
+    return ok("gpus", found if error == "" else f"{found}, not tried: there is no image yet")
 
 
 def judge_runtime(facts: EngineFacts, runtime: str) -> Check:
