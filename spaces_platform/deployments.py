@@ -39,6 +39,7 @@ WRONG_PORT_SECONDS = 30.0
 """An app that listens, but only elsewhere than it should, is told so at once and given up after so long."""
 KEEP_LOGS = 3
 """Ended deployments of a Space whose logs are kept."""
+OWN_FAULT = "The platform cannot start it by a fault of its own, and goes on trying; its log says more to its admin."
 TAIL = 400
 # Prepared once: every pass reads it.
 _OPEN = (
@@ -183,7 +184,10 @@ class Deployments:
 
     # --- moving ----------------------------------------------------------------------------------
     def start(self, space: Space, row: Deployment) -> None:
-        """Hand it to the orchestrator. Idempotent; what the machine cannot do now is tried again by the next pass."""
+        """Hand it to the orchestrator. Idempotent; what the machine cannot do now is tried again by the next pass.
+
+        So is what fails by a fault of the platform's own: its log has it, and the owner is told whose fault it is.
+        """
         number = row.id or 0
         if number not in self._held_up:
             self._tell(row, "--> starting")
@@ -193,13 +197,13 @@ class Deployments:
         except Invalid as exc:
             self._tell(row, f"✗ {exc.message}")
             self._write(row, status="FAILED", fatal=True, reason=exc.code, message=exc.message, ended_at=self.now())
-        except PlatformError as exc:
-            if not exc.retryable:
-                raise
+        except Exception as exc:
+            expected = isinstance(exc, PlatformError) and exc.retryable
+            message = str(exc) if expected else OWN_FAULT
             if number not in self._held_up:
-                log.warning("a start is put off: %s", exc, extra={"deployment": number})
-                self._tell(row, f"    put off: {exc.message}")
-            self._held_up[number] = exc.message
+                log.warning("a start is put off: %s", exc, exc_info=not expected, extra={"deployment": number})
+                self._tell(row, f"    put off: {message}")
+            self._held_up[number] = message
 
     def route(self, space_id: int, deployment_id: int, shown: Shown | None = None) -> None:
         """Point the Space's route at it, in one transaction; the one before begins to drain.

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from sqlmodel import select
 
-from spaces_platform.deployments import bind_note
+from spaces_platform.deployments import OWN_FAULT, bind_note
 from spaces_platform.errors import DiskFull, RepoNotFound, Unavailable
 from spaces_platform.models import Build, Deployment, Event, Host, Secret, Space
 from spaces_platform.ports import DeploymentSpec, RunStatus, Task
@@ -79,6 +79,29 @@ def test_a_version_that_does_not_start_leaves_the_old_one_serving(world: World) 
     world.settle()
     assert world.space(space).stage == "RUNTIME_ERROR"
     assert endpoint(world, space) == before is not None
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (Unavailable("The engine is away; start it."), "The engine is away; start it."),
+        (RuntimeError("some detail of the platform"), OWN_FAULT),
+    ],
+    ids=["expected", "unexpected"],
+)
+def test_a_start_that_fails_is_told_and_tried_again(world: World, error: Exception, told: str) -> None:
+    space = world.create()
+    world.apps.fail_next("start", error, times=3)
+    seen: list[tuple[int, str]] = []
+    while world.space(space).stage != "RUNNING":
+        world.settle_some(1)
+        starts = sum(call[0] == "start" for call in world.apps.calls)
+        seen.append((starts, world.space(space).message))
+    assert {message for starts, message in seen if starts in (2, 3)} == {told}, seen
+    assert seen[-1][0] == 4
+    (build,) = rows(world, Build)
+    log = [line.text for line in world.platform.deployments.log_store.read(f"build/{build.id}")]
+    assert [line for line in log if "put off" in line] == [f"    put off: {told}"]
 
 
 def test_the_new_version_is_routed_before_the_old_one_is_stopped(world: World) -> None:
