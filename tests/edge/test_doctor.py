@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -355,6 +356,30 @@ def test_the_command_says_it_all_and_fails_where_something_fails(tmp_path: Path)
     levels = {check["name"]: check["level"] for check in said["checks"]}
     assert done.returncode == 1, done.stderr
     assert (said["ok"], levels["engine"], levels["redis"], levels["git"]) == (False, "fail", "fail", "ok")
+
+
+def test_a_port_without_tls_is_told(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    settings = Settings.load({}, data=tmp_path, public_url=f"https://127.0.0.1:{port}")
+    _expect(network.check_certificate(settings), "fail", "docs/single-host.md")
+
+
+@pytest.mark.parametrize(
+    ("package", "ask"),
+    [
+        ("docker", lambda: [engine.gather("unix:///none.sock")]),
+        ("redis", lambda: services.check_redis("redis://127.0.0.1:1/0")),
+        ("psycopg", lambda: services.check_postgres("postgresql://127.0.0.1:1/none")),
+    ],
+)
+def test_a_package_that_is_not_installed_is_told(
+    package: str, ask: Callable[[], list[Check]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    (found,) = ask()
+    _expect(found, "fail", f"the {package} package for Python is not installed")
 
 
 def test_a_check_that_breaks_is_a_failed_check(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
