@@ -86,6 +86,11 @@ def can_reach(python: Path, folder: Path, run_as: Identity) -> bool:
     return _works([str(python), "-I", "-S", "-c", "import os, sys; os.stat(sys.argv[1] + '/.')", str(folder)], run_as)
 
 
+def can_run(program: str, run_as: Identity) -> bool:
+    """Whether a user can start a program, found by trying it."""
+    return _works([program, "--version"], run_as)
+
+
 @dataclass(slots=True)
 class Budget:
     """What is left to a whole build; shared by its commands."""

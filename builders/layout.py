@@ -90,6 +90,23 @@ class Layout:
         for name in ("owners", "locks", "temp"):
             (self.root / name).mkdir(parents=True, exist_ok=True)
 
+    def program(self, source: Path) -> Path:
+        """A copy of a program that every user may run; made where it is missing, and older ones removed."""
+        about = source.stat()
+        folder = self.root / "programs"
+        made = folder / f"{source.name}-{about.st_size}-{about.st_mtime_ns}"
+        if not made.exists():
+            folder.mkdir(exist_ok=True)
+            folder.chmod(0o755)
+            draft = folder / f"draft-{uuid.uuid4().hex}"
+            shutil.copyfile(source, draft)
+            draft.chmod(0o755)
+            draft.rename(made)
+            for older in folder.iterdir():
+                if older != made:
+                    older.unlink(missing_ok=True)
+        return made
+
     def marker(self, owner: str, id: str) -> Path:
         return self.root / "owners" / owner / "complete" / f"{id}.json"
 

@@ -152,12 +152,12 @@ class VenvBuilder:
         self.layout.prepare()
         self.limits = limits or BuildLimits()
         self.index = dict(index or {})
-        self.uv = uv or find_uv_bin()
         self.warnings: list[str] = []
         self._extra = tuple(extra_pythons)
         self._mark = "b" + hashlib.sha256(str(self.layout.root).encode()).hexdigest()[:16]
         self._finding = threading.Lock()
         self.run_as = self._usable(run_as)
+        self.uv = self._runnable(uv or find_uv_bin())
         home = Path.home().resolve()
         hide = {self.layout.root, *(path.resolve() for path in hidden), *([home] if home != Path("/") else [])}
         self.sandbox = confined.detect(self.run_as, sorted(hide))
@@ -437,3 +437,9 @@ class VenvBuilder:
             )
             return None
         return run_as
+
+    def _runnable(self, uv: str) -> str:
+        """A place of uv where `run_as` can start it: a platform that root installed in its own home has it there."""
+        if self.run_as is None or confined.can_run(uv, self.run_as):
+            return uv
+        return str(self.layout.program(Path(uv)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from uv import find_uv_bin
 
 from builders.confined import Sandbox
 from builders.layout import Ref, owner_key
@@ -403,6 +405,31 @@ def test_run_as_another_user_or_says_why_not() -> None:
             pytest.skip(builder.warnings[0])
         ref = app_with(folder, "return str(os.getuid())", own_py="").build(builder).ref
         assert run_python(builder, ref, "import thing; print(thing.OUT)") == "65534"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_a_platform_in_a_private_folder_builds_as_another_user_all_the_same() -> None:
+    """Root's own home is where root clones to."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        (folder / "private").mkdir(mode=0o700)
+        uv = shutil.copy(find_uv_bin(), folder / "private")
+
+        def builder() -> VenvBuilder:
+            return VenvBuilder(folder / "builds", index=index_settings(os.environ), uv=str(uv), run_as=(65534, 65534))
+
+        first = builder()
+        if first.run_as is None:
+            pytest.skip(first.warnings[0])
+        ref = app_with(folder, "return str(os.getuid())", own_py="").build(first).ref
+        assert run_python(first, ref, "import thing; print(thing.OUT)") == "65534"
+        (copy,) = (folder / "builds" / "programs").iterdir()
+        made = copy.stat()
+        assert (builder().uv, copy.stat()) == (str(copy), made)
+        os.utime(uv, (1, 1))  # another version
+        newer = builder()
+        assert [str(path) for path in (folder / "builds" / "programs").iterdir()] == [newer.uv] != [str(copy)]
 
 
 # --- small pure parts ----------------------------------------------------------------------------------------------
