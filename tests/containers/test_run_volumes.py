@@ -70,6 +70,24 @@ def test_a_volume_is_as_large_as_it_is_said_and_grows_when_that_is_raised(place:
     assert image.stat().st_blocks * 512 < 8 * MIB
 
 
+@pytest.mark.parametrize("held", [1.0, volumes.LETTING_GO_SECONDS + 2])
+def test_a_start_that_makes_it_larger_waits_a_moment_until_nobody_holds_it(place: Place, held: float) -> None:
+    """A container that starts has a copy of all mounts for a moment. Held for longer, the app has the room it had."""
+    running = place.orchestrator()
+    source = "import os\ns = os.statvfs('/data')\nprint(s.f_blocks * s.f_frsize >> 20)"
+    small = int(run(place, running, source))
+    image = str(place.root / "containers/volumes/1/disk.img")
+    device = subprocess.run(["losetup", "--find", "--show", image], check=True, capture_output=True, text=True).stdout
+    end = threading.Timer(held, lambda: subprocess.run(["losetup", "--detach", device.strip()], check=True))
+    end.start()
+    try:
+        found = int(run(place, running, source, resources=replace(WITH_VOLUME, volume=48 * MIB)))
+    finally:
+        end.join()
+    assert (found > 32) if held < volumes.LETTING_GO_SECONDS else (found == small)
+    assert int(run(place, running, source, resources=replace(WITH_VOLUME, volume=48 * MIB))) > 32
+
+
 def test_a_snapshot_of_a_running_app_is_one_moment_and_the_app_goes_on(place: Place) -> None:
     """The app writes pairs in order: a copy that is not of one moment has a second without its first."""
     running = place.orchestrator()

@@ -238,6 +238,22 @@ def test_what_is_lacking_is_said(engine: EngineFacts, fence_fault: str, safe: bo
     assert any(lacking in words for words in found.as_port().lacks)
 
 
+@pytest.mark.parametrize(
+    ("engine", "fault"),
+    [
+        (EngineFacts(), ""),
+        (EngineFacts(uid_offset=1000000), ""),
+        (EngineFacts(storage="vfs"), "by vfs"),
+        (EngineFacts(storage="overlayfs"), "Docker 27"),
+        (EngineFacts(storage="overlayfs", containerd="/none.sock", uid_offset=1000000), "the users that it remaps"),
+        (EngineFacts(storage="overlayfs", containerd="/none.sock"), "containerd at /none.sock"),
+    ],
+)
+def test_where_layers_cannot_be_had_as_folders_that_is_said(engine: EngineFacts, fault: str) -> None:
+    found = selfcheck.layers_fault(engine)
+    assert fault in found if fault else found == ""
+
+
 def test_under_gvisor_an_app_has_its_own_kernel_and_must_be_able_to_ask_for_names() -> None:
     engine = EngineFacts(seccomp=False, runtimes=("runc", "runsc"), gvisor=frozenset({"runsc"}))
     found = selfcheck.Findings(engine, "runsc", names_fault="nobody to ask")

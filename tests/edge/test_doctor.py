@@ -91,6 +91,8 @@ def _engine(**changes: object) -> engine.EngineFacts:
         (engine.judge_cgroups, _engine(cgroup="1"), "warn", "unified_cgroup_hierarchy"),
         (engine.judge_cgroups, _engine(limits={**ENGINE.limits, "swap": False}), "warn", "swapaccount=1"),
         (engine.judge_cgroups, _engine(limits={**ENGINE.limits, "pids": False}), "fail", "limits on pids"),
+        (engine.judge_storage, _engine(storage="overlayfs", security=("seccomp",)), "ok", "overlayfs"),
+        (engine.judge_storage, _engine(storage="overlayfs"), "fail", "containerd-snapshotter"),
         (engine.judge_storage, ENGINE, "ok", "overlay2"),
         (engine.judge_storage, _engine(storage="vfs"), "warn", "copies every layer"),
         (engine.judge_storage, _engine(storage="devicemapper"), "warn", "overlay2"),

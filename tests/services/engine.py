@@ -11,7 +11,7 @@ import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -67,7 +67,7 @@ class Engine:
     """One dockerd that tests may stop and start."""
 
     def __init__(self, place: Path, flags: tuple[str, ...] = ()) -> None:
-        self.place, self.flags = place, (*FLAGS, *flags)
+        self.place, self.flags = place, (*(flag for flag in FLAGS if _goes_with(flag, flags)), *flags)
         self.url = f"unix://{place}/docker.sock"
         self.name = f"tests-{hashlib.sha256(str(place).encode()).hexdigest()[:12]}"
         self._process: subprocess.Popen[bytes] | None = None
@@ -120,6 +120,12 @@ class Engine:
         mounts = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]
         for point in reversed([m for m in mounts if m.startswith(f"{self.place}/")]):
             subprocess.run(["umount", "--lazy", point], check=False, capture_output=True)
+
+
+def _goes_with(flag: str, flags: Sequence[str]) -> bool:
+    """Engines that remap users do not keep images in containerd: https://github.com/moby/moby/issues/47377."""
+    remaps = any(one.startswith("--userns-remap") for one in (*FLAGS, *flags))
+    return not (remaps and flag == "--feature=containerd-snapshotter=true")
 
 
 def below(place: str) -> list[int]:

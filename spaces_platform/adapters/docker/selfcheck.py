@@ -129,7 +129,7 @@ def _try_fence(settings: DockerSettings, fence: Fence) -> str:
 def _try_disk(root: Path, settings: DockerSettings, engine: EngineFacts, disks: Disks) -> str:
     if not settings.disks:
         return "sized disks are switched off"
-    if fault := _layers_fault(engine):
+    if fault := layers_fault(engine):
         return fault
     if fault := disk_files.missing() or _elsewhere(settings.url, root):
         return fault
@@ -144,12 +144,15 @@ def _try_disk(root: Path, settings: DockerSettings, engine: EngineFacts, disks: 
     return ""
 
 
-def _layers_fault(engine: EngineFacts) -> str:
+def layers_fault(engine: EngineFacts) -> str:
     """Why the folders of an image's layers cannot be had; empty where they can."""
     if engine.storage == "overlay2":
         return ""
     if engine.storage != SNAPSHOTTER:
         return f"the engine keeps images by {engine.storage}, not overlay2 or overlayfs"
+    if engine.uid_offset:
+        # https://github.com/moby/moby/issues/47377: layers keep the ids they had, and newer engines refuse to start.
+        return "the engine keeps images in containerd, whose layers it cannot give to the users that it remaps"
     if not engine.containerd:
         return "the engine keeps images in containerd and does not say where that is; Docker 27 and later do"
     try:

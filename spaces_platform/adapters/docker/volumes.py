@@ -20,6 +20,7 @@ import re
 import shlex
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -41,6 +42,8 @@ SLOWEST_DISK = 20 << 20
 """Bytes a second that a disk copies at least: what takes longer is given up."""
 SLOWEST_FILES = 1000
 """Files a second that get another owner at least, likewise."""
+LETTING_GO_SECONDS = 5.0
+"""How long a start that makes a volume larger waits for others' copies of its mount to end."""
 _NAME = re.compile(r"[0-9]{8}T[0-9]{12}Z\Z")
 
 
@@ -127,7 +130,7 @@ class DockerVolumes:
                 _copy(self._disks.template(size, journal=True), image)
             grows = image.stat().st_size < size or _growing(place) is not None
             if not os.path.ismount(mounted):
-                if grows and not is_attached(image):
+                if grows and _is_let_go(image):
                     _grow(place, size, grow_script)
                     grows = False
                 run_script(mount_script(str(image), str(mounted)))
@@ -260,6 +263,16 @@ def is_attached(image: Path) -> bool:
     mounts, and so keeps what we have unmounted for a moment.
     """
     return any(_backing(device) == str(image) for device in Path("/sys/block").glob("loop*"))
+
+
+def _is_let_go(image: Path) -> bool:
+    """Whether the file is no device, waited for a moment: what is not grown now is not before the next start."""
+    deadline = time.monotonic() + LETTING_GO_SECONDS
+    while attached := is_attached(image):
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.05)
+    return not attached
 
 
 def _backing(device: Path) -> str:

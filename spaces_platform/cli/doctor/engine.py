@@ -299,6 +299,13 @@ def judge_cgroups(facts: EngineFacts) -> Check:
 
 
 def judge_storage(facts: EngineFacts) -> Check:
+    if facts.storage == "overlayfs" and "userns" in facts.security:
+        # https://github.com/moby/moby/issues/47377; from version 29 the engine refuses it itself.
+        fix = (
+            'Builds may fail, and apps have no sized disk. Set "features": {"containerd-snapshotter": false} in '
+            "/etc/docker/daemon.json and restart the engine; images are built anew."
+        )
+        return fail("storage", "containerd's image store does not work with remapped users", fix)
     if facts.storage in ("overlay2", "overlayfs", "btrfs", "zfs"):
         return ok("storage", facts.storage)
     what = "copies every layer whole" if facts.storage == "vfs" else "is slow, or no longer maintained"
