@@ -156,7 +156,8 @@ class VenvBuilder:
         self._extra = tuple(extra_pythons)
         self._mark = "b" + hashlib.sha256(str(self.layout.root).encode()).hexdigest()[:16]
         self._finding = threading.Lock()
-        self.run_as = self._usable(run_as)
+        self.run_as, fault = who_builds(run_as, self.layout.root, self._extra)
+        self.warnings += [fault] if fault else []
         self.uv = self._runnable(uv or find_uv_bin())
         home = Path.home().resolve()
         hide = {self.layout.root, *(path.resolve() for path in hidden), *([home] if home != Path("/") else [])}
@@ -415,31 +416,30 @@ class VenvBuilder:
         finally:
             lock.close()
 
-    def _usable(self, run_as: pythons.Identity | None) -> pythons.Identity | None:
-        """`run_as` where that user can reach the folder and start a Python; None with a warning otherwise."""
-        if run_as is None:
-            return None
-        if os.geteuid() != 0:
-            self.warnings.append(f"Builds cannot run as uid {run_as[0]}: this process is not root.")
-            return None
-        found = pythons.find(run_as, self._extra)
-        if not found:
-            self.warnings.append(
-                f"Builds run as this process's own user: uid {run_as[0]} cannot start any Python of this machine "
-                f"(tried {sys.base_prefix} and others; install one below /usr)."
-            )
-            return None
-        reach = confined.can_reach(found[0].path, self.layout.root, run_as)
-        if not reach:
-            self.warnings.append(
-                f"Builds run as this process's own user: uid {run_as[0]} cannot enter {self.layout.root} "
-                f"(give its parent folders mode 711)."
-            )
-            return None
-        return run_as
-
     def _runnable(self, uv: str) -> str:
         """A place of uv where `run_as` can start it: a platform that root installed in its own home has it there."""
         if self.run_as is None or confined.can_run(uv, self.run_as):
             return uv
         return str(self.layout.program(Path(uv)))
+
+
+def who_builds(
+    run_as: pythons.Identity | None, root: Path, extra_pythons: Sequence[Path] = ()
+) -> tuple[pythons.Identity | None, str]:
+    """`run_as` where that user can enter the folder and start a Python; else None, this process's own, and why."""
+    if run_as is None:
+        return None, ""
+    if os.geteuid() != 0:
+        return None, f"Builds cannot run as uid {run_as[0]}: this process is not root."
+    found = pythons.find(run_as, extra_pythons)
+    if not found:
+        return None, (
+            f"Builds run as this process's own user: uid {run_as[0]} cannot start any Python of this machine "
+            f"(tried {sys.base_prefix} and others; install one below /usr)."
+        )
+    if not confined.can_reach(found[0].path, root, run_as):
+        return None, (
+            f"Builds run as this process's own user: uid {run_as[0]} cannot enter {root} "
+            f"(give its parent folders mode 711)."
+        )
+    return run_as, ""

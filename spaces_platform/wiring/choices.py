@@ -6,6 +6,7 @@ only the modes with Celery or containers need is imported where it is chosen: th
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from ipaddress import IPv4Network
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from spaces_platform.adapters.celery_app import CeleryConfig
     from spaces_platform.adapters.redis_hints import RedisHints
 
+log = logging.getLogger(__name__)
 BUILD_UID = 199999
 """As root, builds run as this user, just below those of the apps (`ProcessSettings.uid_base`)."""
 
@@ -133,6 +135,8 @@ def builder(settings: Settings) -> tuple[Builder, Callable[[], Sequence[str]]]:
         run_as=(BUILD_UID, BUILD_UID) if os.geteuid() == 0 and settings.isolation != "off" else None,
         hidden=[settings.data],
     )
+    for warning in venvs.warnings:
+        log.warning("%s", warning)
     return venvs, lambda: venvs.available_pythons
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -255,11 +257,12 @@ def _expect(check: Check, level: str, words: str) -> None:
 @pytest.mark.parametrize(
     ("settings", "more", "less"),
     [
-        ({}, {"isolation", "limits", "uv"}, {"engine", "redis", "postgres", "certificate", "packet filter"}),
+        ({"isolation": "off"}, {"isolation", "uv"}, {"builds"}),
+        ({}, {"isolation", "limits", "uv", "builds"}, {"engine", "redis", "postgres", "certificate", "packet filter"}),
         (
             {"mode": "single-host"},
             {"engine", "redis", "packet filter", "volumes"},
-            {"isolation", "limits", "uv", "postgres"},
+            {"isolation", "limits", "uv", "builds", "postgres"},
         ),
         ({"mode": "single-host", "docker": "tcp://10.0.0.1:2376"}, {"engine"}, {"packet filter", "volumes"}),
         ({"mode": "single-host", "volume_mb": 0}, {"engine"}, {"volumes"}),
@@ -358,6 +361,18 @@ def test_the_command_says_it_all_and_fails_where_something_fails(tmp_path: Path)
     levels = {check["name"]: check["level"] for check in said["checks"]}
     assert done.returncode == 1, done.stderr
     assert (said["ok"], levels["engine"], levels["redis"], levels["git"]) == (False, "fail", "fail", "ok")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="others' builds are their own")
+def test_as_whom_builds_run_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    with tempfile.TemporaryDirectory() as private:  # as root's home is
+        (found,) = machine.check_builds(Path(private, "data"))
+        _expect(found, "warn", "cannot enter")
+        Path(private).chmod(0o711)
+        (found,) = machine.check_builds(Path(private, "data"))
+        _expect(found, "ok", "as uid 199999")
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert machine.check_builds(Path(private)) == []
 
 
 def test_a_port_without_tls_is_told(tmp_path: Path) -> None:

@@ -48,6 +48,7 @@ def groups_of(settings: Settings) -> list[Group]:
     ]
     if s.builder == "venv":
         groups += [("uv", machine.check_uv)]
+        groups += [("builds", lambda: machine.check_builds(s.data))] if s.isolation != "off" else []
     if s.orchestrator == "process":
         groups += [("isolation", machine.check_isolation), ("limits", machine.check_limits)]
     if s.url.startswith("https:"):

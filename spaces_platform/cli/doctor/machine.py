@@ -85,6 +85,20 @@ def check_uv() -> Check:
     return Check("uv", "ok", told.strip().removeprefix("uv "))
 
 
+def check_builds(data: Path) -> list[Check]:
+    """As whom builds run if root starts the platform from here; no check for others, whose builds are their own."""
+    from builders.venv import who_builds
+    from spaces_platform.wiring.choices import BUILD_UID
+
+    if os.geteuid() != 0:
+        return []
+    place = next(one for one in (data.absolute(), *data.absolute().parents) if one.is_dir())
+    _, fault = who_builds((BUILD_UID, BUILD_UID), place)
+    if not fault:
+        return [ok("builds", f"as uid {BUILD_UID}")]
+    return [warn("builds", fault, "What packages run while they are built runs as root; choose another --data.")]
+
+
 def check_isolation() -> Check:
     """What the process orchestrator's own probe shows here."""
     from spaces_platform.adapters.process import selfcheck
