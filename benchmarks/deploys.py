@@ -31,7 +31,6 @@ from builders.layout import Layout
 
 PLAIN = '''"""Answers every request with one line."""
 import os
-import secrets
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 

@@ -95,16 +95,21 @@ class Layout:
         about = source.stat()
         folder = self.root / "programs"
         made = folder / f"{source.name}-{about.st_size}-{about.st_mtime_ns}"
-        if not made.exists():
-            folder.mkdir(exist_ok=True)
-            folder.chmod(0o755)
-            draft = folder / f"draft-{uuid.uuid4().hex}"
-            shutil.copyfile(source, draft)
-            draft.chmod(0o755)
-            draft.rename(made)
-            for older in folder.iterdir():
-                if older != made:
-                    older.unlink(missing_ok=True)
+        lock = Lock(self.root / "locks" / "programs")
+        try:
+            lock.exclusive(lambda: False, lambda: None)
+            if not made.exists():
+                folder.mkdir(exist_ok=True)
+                folder.chmod(0o755)
+                draft = folder / "draft"
+                shutil.copyfile(source, draft)
+                draft.chmod(0o755)
+                draft.rename(made)
+                for older in folder.iterdir():
+                    if older != made:
+                        older.unlink()
+        finally:
+            lock.close()
         return made
 
     def marker(self, owner: str, id: str) -> Path:
