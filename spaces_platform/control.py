@@ -29,6 +29,7 @@ from spaces_platform.api.app import create_app
 from spaces_platform.errors import Conflict, PlatformError, Unavailable
 from spaces_platform.json_lines import log_json_lines
 from spaces_platform.settings import Settings
+from spaces_platform.slices import take_long_slices
 from spaces_platform.wiring.assembly import build_platform
 
 log = logging.getLogger("spaces.control")
@@ -58,6 +59,8 @@ def main(arguments: Sequence[str]) -> int:
         logging.getLogger().setLevel(settings.log_level.upper())
         for noisy in ("httpx", "alembic"):
             logging.getLogger(noisy).setLevel(logging.WARNING)
+        if settings.orchestrator != "process":  # apps that it starts itself would inherit it
+            take_long_slices()
         return _run(settings)
     except PlatformError as exc:
         print(f"Error: {exc.message}", file=sys.stderr)

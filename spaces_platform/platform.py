@@ -207,7 +207,7 @@ class Platform:
             (SWEEP_SECONDS, self.reconciler.release_left),
             (SWEEP_SECONDS, self.sweep.record_pushes),
             (SWEEP_SECONDS, self.builds.requeue_unrecorded),
-            (SWEEP_SECONDS, self.release_gpus),
+            (SWEEP_SECONDS if self.gpus.hardware.gpus else SLOW_SWEEP_SECONDS, self.release_gpus),
             (LOST_BUILDS_SECONDS, self.builds.requeue_lost),
             (PRESSURE_SECONDS, self.frozen.relieve),
             (SLOW_SWEEP_SECONDS, self.sweep.stop_orphans),

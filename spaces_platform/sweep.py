@@ -137,5 +137,6 @@ class Sweep:
             return
         with self.store.write() as tx:
             for space_id, at in unsaved.items():
-                older = (col(Space.id) == space_id, col(Space.last_active_at) < at - 10.0)
+                older = (col(Space.id) == space_id, col(Space.last_active_at) < at)
                 tx.execute(update(Space).where(*older).values(last_active_at=at))
+        self.traffic.saved(unsaved)

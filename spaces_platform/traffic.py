@@ -14,6 +14,9 @@ from dataclasses import dataclass, field
 
 STALE_SECONDS = 15.0
 """A gateway that has not reported for so long is taken for gone (it reports at least every 5 s)."""
+SAVE_SECONDS = 10.0
+"""By how much the last activity in the database may be older than the one known here. It says when an app sleeps, and
+is read from there only after a start of the control plane."""
 COUNTERS = 20_000
 """Deployments per gateway whose request counters are remembered."""
 
@@ -51,6 +54,7 @@ class Traffic:
         self._gateways: dict[str, _Gateway] = {}
         self._active: dict[int, float] = {}
         self._unsaved: dict[int, float] = {}
+        self._saved: dict[int, float] = {}
         self._draining: dict[tuple[int, int], int] = {}
         self.requests_total = 0
 
@@ -76,7 +80,9 @@ class Traffic:
                 # A gateway's clock may differ: activity is never in our future.
                 active = now if row.in_flight else min(row.last_active, now)
                 if active > self._active.get(row.space, 0.0):
-                    self._active[row.space] = self._unsaved[row.space] = active
+                    self._active[row.space] = active
+                    if active - self._saved.get(row.space, 0.0) >= SAVE_SECONDS:
+                        self._unsaved[row.space] = active
             drained = [key for key, version in self._draining.items() if self._is_drained(*key, version, now)]
             for key in drained:
                 del self._draining[key]
@@ -149,7 +155,12 @@ class Traffic:
         return bool(alive)
 
     def take_unsaved(self) -> Mapping[int, float]:
-        """Last activity by Space that has not been written to the database yet."""
+        """Last activity by Space that is due to be written to the database."""
         with self._lock:
             unsaved, self._unsaved = self._unsaved, {}
             return unsaved
+
+    def saved(self, activity: Mapping[int, float]) -> None:
+        """It has been written. What could not be is due again with the next report."""
+        with self._lock:
+            self._saved |= activity

@@ -28,6 +28,7 @@ from spaces_platform.json_lines import log_json_lines
 from spaces_platform.platform import Worker
 from spaces_platform.ports import Task
 from spaces_platform.settings import Settings
+from spaces_platform.slices import take_long_slices
 from spaces_platform.wiring.assembly import build_worker
 from spaces_platform.wiring.choices import celery_config
 
@@ -152,6 +153,7 @@ def main(arguments: Sequence[str]) -> int:
             raise Invalid("A worker needs the queue `celery`: set SPACES_QUEUE=celery, or SPACES_MODE=single-host.")
         logging.getLogger().setLevel(settings.log_level.upper())
         logging.getLogger("celery").setLevel(logging.WARNING)
+        take_long_slices()
         # One more than builds: small work never waits for them. How many builds run is decided by their claims.
         return serve(celery_config(settings), settings.build_slots + 1, lambda: build_worker(settings))
     except PlatformError as exc:

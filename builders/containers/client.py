@@ -29,6 +29,10 @@ MARK = "NO_PROXY"
 """A predefined build argument: every RUN step has it in its environment, and it enters no cache key. A name that cannot
 resolve is put into it, by which the step of a running container is known to be this build's."""
 POLL = 0.05
+QUIET_SECONDS = 2.0
+"""After the last output: by then what it told of has begun, and a build that goes on is looked at less often. Each look
+takes a processor from whoever visits an app at that moment."""
+QUIET_POLL = 0.25
 MAX_OUTPUT = 64 << 20
 MAX_LINE = 8000
 _KILL_SECONDS = 10.0
@@ -128,7 +132,7 @@ def run(
 ) -> tuple[int, bytes]:
     """Run to the end; the exit status, and up to `max_stdout` bytes of standard output.
 
-    `check` is called every POLL seconds; what it raises ends the build and comes through. Raises OSError.
+    `check` is called as often as `poll_seconds` says; what it raises ends the build and comes through. Raises OSError.
     """
     with _files(request.secrets) as files:
         guard = [_SETPRIV, "--pdeathsig", "KILL"] if _SETPRIV else []
@@ -146,6 +150,11 @@ def run(
         return process.wait(), kept
     finally:
         _end(process)
+
+
+def poll_seconds(silent: float) -> float:
+    """Between two looks at a build whose last output is `silent` seconds old. Pure."""
+    return POLL if silent < QUIET_SECONDS else QUIET_POLL
 
 
 def _environment(home: Path, engine: str) -> dict[str, str]:
@@ -191,9 +200,10 @@ def _follow(
             if pipe is not None:
                 os.set_blocking(pipe.fileno(), False)
                 selector.register(pipe, selectors.EVENT_READ, is_text)
-        checked = 0.0
+        checked, heard = 0.0, time.monotonic()
         while selector.get_map():
-            for key, _ in selector.select(POLL):
+            for key, _ in selector.select(poll_seconds(time.monotonic() - heard)):
+                heard = time.monotonic()
                 data = os.read(key.fd, 1 << 16)
                 if not data:
                     selector.unregister(key.fileobj)

@@ -88,7 +88,9 @@ class GatewayConfig:
     """WebSockets of a replaced deployment are closed over this span, so that they do not all return at once."""
     drain_seconds: float = 30.0
     """How long running exchanges may go on after SIGTERM."""
-    activity_seconds: float = 1.0
+    activity_seconds: float = 2.0
+    """Between reports of who visits what. Each takes a few milliseconds of gateway and control plane, during which
+    visitors wait; what somebody waits for is reported at once."""
 
     @property
     def head_limits(self) -> tuple[int, int, int]:

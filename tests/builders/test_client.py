@@ -1,8 +1,10 @@
-"""Which program builds: the docker command, or the plug-in that it would start."""
+"""Which program builds: the docker command, or the plug-in that it would start; and how closely it is watched."""
 
 from __future__ import annotations
 
+import itertools
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -43,3 +45,22 @@ def test_a_command_that_says_something_else_builds_by_itself(
     assert client.plugin(docker(tmp_path, said)) == ""
     assert client.plugin(str(tmp_path / "absent")) == ""
     assert len(caplog.records) == 2
+
+
+def test_a_build_that_goes_on_in_silence_is_looked_at_less_often(tmp_path: Path) -> None:
+    program = tmp_path / "docker"
+    program.write_text(f"#!/bin/sh\necho begins\nexec sleep {client.QUIET_SECONDS + 3 * client.QUIET_POLL}\n")
+    program.chmod(0o755)
+    lines: list[str] = []
+    looks: list[float] = []
+    request = client.Request(tmp_path, tmp_path / "Dockerfile", tmp_path, "mark")
+    began = time.monotonic()
+    code, _ = client.run(
+        str(program), "unix:///nowhere", request, lines.append, lambda: looks.append(time.monotonic() - began)
+    )
+    assert (code, lines) == (0, ["begins"])
+    gaps = [(at, later - at) for at, later in itertools.pairwise(looks[:-1])]  # the last look is at its end
+    assert min(gap for _, gap in gaps) < client.QUIET_POLL
+    late = [gap for at, gap in gaps if at > client.QUIET_SECONDS + client.QUIET_POLL]
+    assert late
+    assert min(late) > client.QUIET_POLL * 0.9

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from spaces_platform.traffic import STALE_SECONDS, SpaceTraffic, Traffic
+from spaces_platform.traffic import SAVE_SECONDS, STALE_SECONDS, SpaceTraffic, Traffic
 
 
 def test_drained_needs_every_live_gateway_to_have_let_go() -> None:
@@ -61,6 +61,20 @@ def test_activity_is_now_while_requests_run_and_never_in_the_future() -> None:
     assert (traffic.in_flight(1), traffic.attached(1)) == (0, 3)
     assert traffic.take_unsaved() == {1: 110}
     assert traffic.take_unsaved() == {}
+
+
+def test_activity_is_due_to_be_saved_only_now_and_then() -> None:
+    traffic = Traffic()
+    visit = SpaceTraffic(1, 7, in_flight=1)
+    traffic.report("a", 1, [visit], now=100)
+    traffic.saved(traffic.take_unsaved())
+    traffic.report("a", 1, [visit], now=100 + SAVE_SECONDS - 1)
+    assert traffic.take_unsaved() == {}
+    assert traffic.last_active(1) == 100 + SAVE_SECONDS - 1
+    traffic.report("a", 1, [visit], now=100 + SAVE_SECONDS)
+    assert traffic.take_unsaved() == {1: 100 + SAVE_SECONDS}
+    traffic.report("a", 1, [visit], now=100 + SAVE_SECONDS + 1)
+    assert traffic.take_unsaved() == {1: 100 + SAVE_SECONDS + 1}, "what was taken could not be saved"
 
 
 def test_a_full_report_voids_what_an_earlier_process_of_the_gateway_said() -> None:
