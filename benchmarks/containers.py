@@ -183,12 +183,16 @@ class Bench:
 
     def together_stopped(self, _: Repo) -> list[dict[str, Any]]:
         names = self._many()
-        best = min(self._visit_all(names) for _ in range(max(2, self.rounds // 2)))
         images = [self.image(name) for name in names]
-        hand = min(_start_all(images, workers) for workers in PARALLEL)
-        with _networks(MANY) as networks:
-            apart = min(_start_all(images, workers, networks) for workers in PARALLEL)
-        print(f"  all stopped: {best:.2f} s; by hand {hand:.2f} s, each on a network of its own {apart:.2f} s")
+        ours, by_hand, by_hand_apart = [], [], []
+        for workers in PARALLEL:  # in turn, since the machine's speed is not the same from minute to minute
+            ours.append(self._visit_all(names))
+            by_hand.append(_start_all(images, workers))
+            with _networks(MANY) as networks:
+                by_hand_apart.append(_start_all(images, workers, networks))
+        for what, times in (("ours", ours), ("by hand", by_hand), ("on networks of their own", by_hand_apart)):
+            print(f"  all stopped, {what}: " + ", ".join(f"{one:.2f}" for one in times) + " s")
+        best, hand, apart = min(ours), min(by_hand), min(by_hand_apart)
         what = f"containers: {MANY} stopped apps visited together, of by hand"
         return [
             _row(what, best / hand, "x", at_most=1.3),

@@ -316,9 +316,10 @@ class Gateway:
             before is None
             or after is None
             or now != (before.endpoint, before.deployment)
-            or before.stage != after.stage
+            or (before.stage != after.stage and after.endpoint is not None)
         ):
-            # Told at once: a drain waits for it, and so does whoever is to be given the address.
+            # Told at once: a drain waits for it, and so does whoever is to be given the address. For what a Space that
+            # has none shows meanwhile nobody waits.
             self._applied_changed = True
         for client in self.waiting.changed(entry.space, after):
             self.dispatch.serve(client, after)

@@ -86,6 +86,14 @@ def test_a_new_route_is_confirmed_at_once() -> None:
             await until(lambda: p.control.applied == p.control.version, 5, "the new app's route to be confirmed")
             await p.route(1, stage="RUNNING")
             await until(lambda: p.control.applied == p.control.version, 5, "the new stage to be confirmed")
+            await p.route(2, stage="SLEEPING")
+            await until(lambda: p.control.applied == p.control.version, 5, "the new Space to be confirmed")
+            # Nobody waits for a stage without an address: it is said with the next report.
+            await p.route(2, stage="APP_STARTING")
+            with pytest.raises(AssertionError, match="a report"):
+                await until(lambda: p.control.applied == p.control.version, 0.3, "a report")
+            await p.app(2, stage="RUNNING")
+            await until(lambda: p.control.applied == p.control.version, 5, "the second app's route to be confirmed")
 
     run(scenario())
 
