@@ -7,8 +7,8 @@ Invariant: a step is touched only if the random mark of this build is in its env
 
 A step is a folder `buildkit/executor/<id>` of the engine with an OCI `config.json`, and a control group below PARENT.
 An engine that does not obey (those before Docker 23 do not) chooses another place for the group: such a step is moved
-to one of ours when it is found, which is up to `client.POLL` seconds after it began. Needs root on the engine's own
-machine; `Engine.words` says what holds otherwise.
+to one of ours when it is found, which is up to `client.POLL` seconds after it began, or `client.QUIET_POLL` in a build
+that has been silent. Needs root on the engine's own machine; `Engine.words` says what holds otherwise.
 """
 
 from __future__ import annotations
