@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import sqlalchemy
 from sqlalchemy import bindparam
 from sqlmodel import Session, col, select
 
@@ -41,12 +42,19 @@ KEEP_LOGS = 3
 """Ended deployments of a Space whose logs are kept."""
 OWN_FAULT = "The platform cannot start it by a fault of its own, and goes on trying; its log says more to its admin."
 TAIL = 400
-# Prepared once: every pass reads it.
+# Prepared once: every pass reads the first, every start the others.
 _OPEN = (
     select(Deployment)
     .where(Deployment.space_id == bindparam("space"), col(Deployment.status).in_(OPEN))
     .order_by(col(Deployment.id))
 )
+_PRIMARY = sqlalchemy.select(col(Host.host)).where(
+    col(Host.space_id) == bindparam("space"), col(Host.kind) == "primary"
+)
+_VARIABLES = sqlalchemy.select(col(Variable.key), col(Variable.value)).where(
+    col(Variable.space_id) == bindparam("space")
+)
+_SECRETS = sqlalchemy.select(col(Secret.key), col(Secret.sealed)).where(col(Secret.space_id) == bindparam("space"))
 LOST = Explanation(
     "lost",
     "The app was ended together with the machine or the platform.",
@@ -363,25 +371,26 @@ class Deployments:
     def _spec(self, space: Space, row: Deployment) -> DeploymentSpec:
         plan = run_from_json(row.plan)
         limits = replace(self.gpus.hardware.resources(row.hardware), volume=self.storage.size_of(space))
+        of_space, space_id = {"space": space.id}, space.id or 0
         with self.store.read() as db:
             gpus = self.gpus.of(db, row.id or 0)
-            host = db.exec(select(Host).where(Host.space_id == space.id, Host.kind == "primary")).first()
-            variables = db.exec(select(Variable).where(Variable.space_id == space.id)).all()
-            secrets = db.exec(select(Secret).where(Secret.space_id == space.id)).all()
+            host = db.execute(_PRIMARY, of_space).scalars().first()
+            variables = db.execute(_VARIABLES, of_space).all()
+            secrets = db.execute(_SECRETS, of_space).all()
         env = make_environment(
             space,
-            host=host.host if host is not None else "",
+            host=host or "",
             resources=limits,
             plan=plan.env,
-            variables={v.key: v.value for v in variables},
-            secrets={s.key: self.vault.open(s.sealed, space_id=s.space_id, key=s.key) for s in secrets},
+            variables=dict(variables),
+            secrets={key: self.vault.open(sealed, space_id=space_id, key=key) for key, sealed in secrets},
             passed=self._passed,
             accelerator=row.hardware if gpus else "none",
             gpus=gpus,
         )
         return DeploymentSpec(
             id=row.id or 0,
-            space_id=space.id or 0,
+            space_id=space_id,
             space=f"{space.owner}/{space.name}",
             artifact_ref=row.artifact,
             argv=plan.argv,

@@ -28,6 +28,12 @@ FLOOR_SHARE = 16
 START_ROOM = 512 << 20
 """Bytes that a starting app is expected to need at first; an app that takes more is seen by the next look."""
 MEMINFO = Path("/proc/meminfo")
+# Prepared once: every start reads it.
+_FROZEN = (
+    select(Deployment.id, Deployment.frozen_at)
+    .where(Deployment.status == "FROZEN")
+    .order_by(col(Deployment.frozen_at), col(Deployment.id))
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,11 +126,7 @@ class FrozenApps:
     def frozen(self) -> Sequence[Frozen]:
         """All that is frozen, longest first."""
         with self.store.read() as db:
-            rows = db.exec(
-                select(Deployment.id, Deployment.frozen_at)
-                .where(Deployment.status == "FROZEN")
-                .order_by(col(Deployment.frozen_at), col(Deployment.id))
-            ).all()
+            rows = db.execute(_FROZEN).all()
         return [Frozen(id or 0, at or 0.0, self._memory_of(id or 0)) for id, at in rows]
 
     def _memory_of(self, deployment_id: int) -> int:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from sqlalchemy import update
+from sqlalchemy import bindparam, update
 from sqlmodel import Session as Read
 from sqlmodel import col, delete, or_, select
 
@@ -29,6 +29,7 @@ FIRST = 0.0
 """The place in line of a Space that waits for what its own version before still holds."""
 STARTING = (Stage.APP_STARTING, Stage.RUNNING_APP_STARTING)
 """Stages that show what a start waits for; an error's stage goes on showing the error."""
+_OF = select(GpuLease.gpu).where(GpuLease.deployment_id == bindparam("deployment")).order_by(GpuLease.gpu)
 HINTS = 50
 """Of those in line, so many are told of a GPU that was given back; the others look again by themselves."""
 
@@ -246,8 +247,7 @@ class Gpus:
 
     def of(self, db: Read, deployment_id: int) -> tuple[str, ...]:
         """Ids of the GPUs that a deployment has."""
-        query = select(GpuLease.gpu).where(GpuLease.deployment_id == deployment_id).order_by(GpuLease.gpu)
-        return tuple(db.exec(query))
+        return tuple(db.execute(_OF, {"deployment": deployment_id}).scalars())
 
     def holders(self) -> Sequence[tuple[Gpu, GpuLease | None, Space | None]]:
         """Every GPU, and who has it; also one that is held and no longer in the pool."""

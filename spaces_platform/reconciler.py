@@ -103,8 +103,9 @@ _BUILT = (
     .limit(1)
 )
 _spaces: Table = Space.__table__  # type: ignore[attr-defined]
+_STARTING = sqlalchemy.select(func.count()).select_from(_runs).where(_runs.c.status == "STARTING").scalar_subquery()
 _LINE = sqlalchemy.select(
-    sqlalchemy.select(func.count()).select_from(_runs).where(_runs.c.status == "STARTING").scalar_subquery(),
+    _STARTING,
     sqlalchemy.select(func.count())
     .select_from(_spaces)
     .where(_spaces.c.start_queued_at < bindparam("since"), _spaces.c.id != bindparam("space"))
@@ -112,6 +113,13 @@ _LINE = sqlalchemy.select(
     .scalar_subquery(),
 )
 """How many start, and how many wait longer for it."""
+_NEXT = (
+    sqlalchemy.select(_spaces.c.id, _STARTING)
+    .where(_spaces.c.start_queued_at.is_not(None))
+    .order_by(_spaces.c.start_queued_at)
+    .limit(bindparam("slots"))
+)
+"""Who waits longest for a start, and how many start."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +187,7 @@ class Reconciler:
                 done = True
                 for action in decision.actions:
                     done &= self._apply(space_id, facts, action, decision)
-                if routes is not None and not (done and isinstance(routes, ThawDeployment) and _shown(decision)):
+                if routes is not None and not (done and _shown(decision)):
                     self._write_stage(space_id, decision, facts, routed=routes.deployment_id)
                 check_at = decision.check_at
                 if done and len(decision.actions) == 1 and routes is not None:
@@ -217,15 +225,15 @@ class Reconciler:
     def _gather(self, space_id: int) -> Facts | None:
         with self.store.read() as db:
             space = db.get(Space, space_id)
+            if space is None or space.purged_at is not None:
+                return None
             rows = self.deployments.open_of(db, space_id)
-        if space is None or space.purged_at is not None:
-            return None
+            builds, attempts = self._builds(db, space), self._attempts(db, space)
         if space.planned_for != _plan_key(space) and space.desired == Desired.RUNNING:
             space = self._plan(space)
+            with self.store.read() as db:
+                builds, attempts = self._builds(db, space), self._attempts(db, space)
         deployments, observed = self.deployments.refresh(space, rows)
-        with self.store.read() as db:
-            builds = self._builds(db, space)
-            attempts = self._attempts(db, space)
         artifact = next(
             (b.artifact for b in builds if b.status is BuildStatus.SUCCEEDED and b.plan_id == space.plan_id), None
         )
@@ -401,24 +409,26 @@ class Reconciler:
                 build = tx.execute(_BUILT, {"space": space_id, "artifact": artifact}).first()
                 if space is None or build is None:
                     return
-                if shown is not None and space.desired == "RUNNING" and space.stage != shown.stage:
-                    self._show_start(tx, space, shown)
-                granted = self.gpus.take(tx, space)
-                if isinstance(granted, Refused):
-                    tx.after_commit(lambda: self.feed.changed(space_id))
-                    return
                 queued_at = space.start_queued_at or self.now()
                 starting, ahead = tx.execute(_LINE, {"since": queued_at, "space": space_id}).one()
+                is_new = shown is not None and space.desired == "RUNNING" and space.stage != shown.stage
+                if shown is not None and is_new:
+                    show(tx, space, shown, self.now())
+                granted = self.gpus.take(tx, space)
+                if isinstance(granted, Refused):
+                    self._tell(tx, space, newer=is_new)
+                    return
                 if starting + ahead >= self.settings.start_slots:
                     space.start_queued_at = queued_at
                     space.message = f"Waiting for a free place to start, number {ahead + 1} in line."
-                    space.route_version = tx.next_version()
-                    tx.add(space)
-                    tx.after_commit(lambda: self.feed.changed(space_id))
+                    self._tell(tx, space)
                     return
                 space.start_queued_at = None
                 if shown is not None and (space.reason or space.message):  # why it could not start before
-                    self._show_start(tx, space, shown)
+                    show(tx, space, shown, self.now())
+                    is_new = True
+                if is_new:
+                    self._tell(tx, space)
                 # Kept by the release of the claim: the look after a wait in a line is further away.
                 space.next_check_at = self.now() + lifecycle.LOOK_AGAIN
                 tx.add(space)
@@ -438,27 +448,22 @@ class Reconciler:
         self.frozen.make_room(self.gpus.hardware.resources(deployment.hardware).memory)
         self.deployments.start(space, deployment)
 
-    def _show_start(self, tx: Transaction, space: Space, shown: Shown) -> None:
+    def _tell(self, tx: Transaction, space: Space, *, newer: bool = True) -> None:
+        """Those who follow the Space, and with a `newer` route version gateways too."""
         space_id = space.id or 0
-        space.route_version = tx.next_version()
-        show(tx, space, shown, self.now())
+        if newer:
+            space.route_version = tx.next_version()
+        tx.add(space)
         tx.after_commit(lambda: self.feed.changed(space_id))
 
     def _next_in_line(self) -> None:
         """A start slot may have become free: hint whoever waits longest, one for each that is."""
+        slots = self.settings.start_slots
         with self.store.read() as db:
-            starting = db.exec(
-                select(func.count()).select_from(Deployment).where(Deployment.status == "STARTING")
-            ).one()
-            free = self.settings.start_slots - starting
-            if free <= 0:
-                return
-            waiting = col(Space.start_queued_at).is_not(None)
-            for space_id in db.exec(
-                select(Space.id).where(waiting).order_by(col(Space.start_queued_at)).limit(free)
-            ).all():
-                if space_id is not None:
-                    self.queue.send(Task.RECONCILE, space_id)
+            waiting = db.execute(_NEXT, {"slots": slots}).all()
+        for place, (space_id, starting) in enumerate(waiting):
+            if starting + place < slots:
+                self.queue.send(Task.RECONCILE, space_id)
 
     def _purge(self, space_id: int) -> None:
         with self.store.read() as db:

@@ -11,6 +11,8 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
+from sqlalchemy import bindparam
+from sqlalchemy.orm import defer
 from sqlmodel import Session as Read
 from sqlmodel import col, select
 
@@ -22,6 +24,17 @@ PAGE = 500
 
 WAKEABLE = frozenset({"SLEEPING", "BUILDING", "APP_STARTING", "RUNNING", "RUNNING_BUILDING", "RUNNING_APP_STARTING"})
 """Stages in which a visitor is worth holding: an app is there, on its way, or can be started."""
+# Made once, and without the plans, which may be long: every change of any Space reads them for every gateway.
+_SPACES = select(Space).options(defer(Space.plan))  # type: ignore[arg-type]
+_HOSTS = select(Host).where(col(Host.space_id).in_(bindparam("spaces", expanding=True)))
+_ENDPOINTS = select(Deployment.id, Deployment.endpoint).where(
+    col(Deployment.id).in_(bindparam("deployments", expanding=True))
+)
+_BUILDS = (
+    select(Build)
+    .where(col(Build.space_id).in_(bindparam("spaces", expanding=True)), col(Build.status).in_(("QUEUED", "RUNNING")))
+    .options(defer(Build.plan))  # type: ignore[arg-type]
+)
 
 
 class Changes(Protocol):
@@ -110,17 +123,17 @@ class Routes:
             where = [col(Space.route_version) > version]
             if version == 0:
                 where.append(col(Space.purged_at).is_(None))
-            spaces = list(db.exec(select(Space).where(*where).order_by(col(Space.route_version)).limit(limit)))
+            spaces = list(db.exec(_SPACES.where(*where).order_by(col(Space.route_version)).limit(limit)))
             if len(spaces) == limit:
                 known = {s.id for s in spaces}
-                same = db.exec(select(Space).where(*where, Space.route_version == spaces[-1].route_version))
+                same = db.exec(_SPACES.where(*where, Space.route_version == spaces[-1].route_version))
                 spaces += [s for s in same if s.id not in known]
             return self._entries(db, spaces)
 
     def of(self, ids: Iterable[int]) -> list[dict[str, Any]]:
         """Entries of these Spaces as they are now."""
         with self.store.read() as db:
-            spaces = db.exec(select(Space).where(col(Space.id).in_(list(ids)))).all()
+            spaces = db.exec(_SPACES.where(col(Space.id).in_(list(ids)))).all()
             return self._entries(db, spaces)
 
     def _entries(self, db: Read, spaces: Sequence[Space]) -> list[dict[str, Any]]:
@@ -128,24 +141,21 @@ class Routes:
             return []
         ids = [s.id for s in spaces]
         hosts: dict[int, list[Host]] = {}
-        for host in db.exec(select(Host).where(col(Host.space_id).in_(ids))):
+        for host in db.execute(_HOSTS, {"spaces": ids}).scalars():
             hosts.setdefault(host.space_id, []).append(host)
         routed = [s.routed for s in spaces if s.routed is not None]
-        live = {d.id: d for d in db.exec(select(Deployment).where(col(Deployment.id).in_(routed)))} if routed else {}
-        builds = {
-            b.space_id: b
-            for b in db.exec(
-                select(Build).where(col(Build.space_id).in_(ids), col(Build.status).in_(("QUEUED", "RUNNING")))
-            )
-        }
+        endpoints: dict[int | None, str | None] = {}
+        if routed:
+            endpoints = {row.id: row.endpoint for row in db.execute(_ENDPOINTS, {"deployments": routed})}
+        builds = {b.space_id: b for b in db.execute(_BUILDS, {"spaces": ids}).scalars()}
         return [
-            route_entry(s, hosts.get(s.id or 0, []), live.get(s.routed), builds.get(s.id or 0), self.settings)
+            route_entry(s, hosts.get(s.id or 0, []), endpoints.get(s.routed), builds.get(s.id or 0), self.settings)
             for s in spaces
         ]
 
 
 def route_entry(
-    space: Space, hosts: Sequence[Host], live: Deployment | None, build: Build | None, settings: Settings
+    space: Space, hosts: Sequence[Host], endpoint: str | None, build: Build | None, settings: Settings
 ) -> dict[str, Any]:
     """One entry as gateways read it. Pure."""
     card = space.card or {}
@@ -163,7 +173,7 @@ def route_entry(
         "message": space.message,
         "progress": progress_of(space, build),
         "deployment": space.routed,
-        "endpoint": live.endpoint if live is not None else None,
+        "endpoint": endpoint,
         "wakeable": space.stage in WAKEABLE,
         "public": space.visibility == "public",
         "embed": not card.get("disable_embedding", False),

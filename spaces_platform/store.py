@@ -41,6 +41,7 @@ MIGRATIONS = Path(__file__).parent / "migrations"
 WRITER_LOCK = 0x53504143_45530001
 """Key of the advisory lock of writers."""
 MIGRATION_LOCK = 0x53504143_45530002
+_NEXT_VERSION = text("UPDATE counter SET value = value + 1 WHERE name = 'route' RETURNING value")
 COMPLAIN_SECONDS = 5.0
 """An error of the database is logged at most this often: an outage is one event, not one per request."""
 
@@ -63,8 +64,8 @@ class Transaction(Session):
 
     def next_version(self) -> int:
         """The next route version. Holds the counter's row until commit, so versions become visible in order."""
-        statement = text("UPDATE counter SET value = value + 1 WHERE name = 'route' RETURNING value")
-        return int(self.execute(statement).scalar_one())
+        with self.no_autoflush:  # no row depends on it: what changed so far is written once, with the version
+            return int(self.execute(_NEXT_VERSION).scalar_one())
 
     def server_time(self) -> float:
         """Unix seconds by the clock of the Postgres server, which all that use it share."""

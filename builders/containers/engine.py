@@ -60,10 +60,12 @@ def connect(url: str, timeout: float) -> Any:
     Raises DockerException.
     """
     client = docker.APIClient(base_url=url, version="auto", timeout=timeout)
-    if not version_lt(NEWEST_API, client.api_version):
-        return client
-    client.close()
-    return docker.APIClient(base_url=url, version=NEWEST_API, timeout=timeout)
+    if version_lt(NEWEST_API, client.api_version):
+        client.close()
+        client = docker.APIClient(base_url=url, version=NEWEST_API, timeout=timeout)
+    if url.startswith("unix:"):
+        client.trust_env = False  # no proxy is between us and a socket; each call would look for one
+    return client
 
 
 class EngineApi:

@@ -12,6 +12,7 @@ import socket
 from functools import partial
 from typing import TYPE_CHECKING
 
+from sqlalchemy import bindparam
 from sqlmodel import select
 
 import runtime_images
@@ -181,8 +182,12 @@ def _hardware(settings: Settings, orchestrator: Orchestrator | None = None) -> H
     return Hardware(settings, Machine(float(os.cpu_count() or 1), machine_memory().total), gpus)
 
 
+# Prepared once: the watcher of apps asks for every app that has started.
+_SPACE_OF = select(Deployment.space_id).where(Deployment.id == bindparam("deployment"))
+
+
 def _deployment_changed(store: Store, queue: Queue, deployment_id: int) -> None:
     with store.read() as db:
-        space_id = db.exec(select(Deployment.space_id).where(Deployment.id == deployment_id)).first()
+        space_id = db.execute(_SPACE_OF, {"deployment": deployment_id}).scalars().first()
     if space_id is not None:
         queue.send(Task.RECONCILE, space_id)

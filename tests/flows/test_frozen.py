@@ -180,18 +180,16 @@ def test_what_cannot_be_frozen_is_stopped(world: World) -> None:
     assert world.space(space).stage == "SLEEPING"
 
 
-def test_running_is_not_said_of_what_could_not_be_thawed(world: World) -> None:
+def test_running_is_not_said_of_what_could_not_be_thawed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     space = frozen_space(world)
     world.apps.fail_next("thaw")
     seen: list[tuple[str, int | None]] = []
-    write = world.platform.reconciler._write_stage
 
-    def watched(space_id: int, *given: object, **more: object) -> None:
-        write(space_id, *given, **more)  # type: ignore[arg-type]
+    def told(space_id: int) -> None:
         row = world.platform.directory.by_id(space_id)
         seen.append((row.stage, row.routed))
 
-    world.platform.reconciler._write_stage = watched  # type: ignore[method-assign]
+    monkeypatch.setattr(world.platform.feed, "changed", told)
     world.platform.spaces.wake(space.id or 0)
     world.settle()
     assert ("RUNNING", world.space(space).routed) in seen

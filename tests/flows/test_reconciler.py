@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
 from sqlmodel import select
@@ -159,16 +158,14 @@ def test_a_commit_that_the_database_could_not_record_is_taken_up(world: World, m
     assert world.space(space).stage == "RUNNING"
 
 
-def test_running_is_not_said_before_it_is_routed(world: World) -> None:
+def test_running_is_not_said_before_it_is_routed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[str, int | None]] = []
-    write = world.platform.reconciler._write_stage
 
-    def watched(space_id: int, decision: Any, facts: Any, **routed: int) -> None:
-        write(space_id, decision, facts, **routed)
+    def told(space_id: int) -> None:
         space = world.platform.directory.by_id(space_id)
         seen.append((space.stage, space.routed))
 
-    world.platform.reconciler._write_stage = watched  # type: ignore[method-assign]
+    monkeypatch.setattr(world.platform.feed, "changed", told)
     world.create()
     world.settle()
     assert "RUNNING" in [stage for stage, _ in seen]

@@ -21,8 +21,8 @@ from .settings import DockerSettings
 log = logging.getLogger(__name__)
 WORKERS = 8
 """Threads for what calls the engine or the disk."""
-SHARE = 0.005
-"""Seconds added to the pause between connects per deployment that starts, so that probing stays below 5 % of a core."""
+SHARE = 0.01
+"""Seconds added to the pause between connects per deployment that starts: probing stays below 3 % of a core."""
 LATE = 30.0
 """Seconds after which a start is probed less often."""
 RESOLVER = "127.0.0.11:"
