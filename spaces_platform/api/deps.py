@@ -12,9 +12,11 @@ from urllib.parse import urlsplit
 
 from fastapi import Depends, Path, Query, Request
 from fastapi.security import APIKeyCookie, HTTPAuthorizationCredentials, HTTPBearer
+from starlette.requests import HTTPConnection
 
 from spaces_platform.accounts import ANONYMOUS, Access, Actor
 from spaces_platform.api.failures import Moved
+from spaces_platform.api.session_cookie import NAME, read_cookie
 from spaces_platform.api.urls import base_url, moved_path
 from spaces_platform.errors import Forbidden, Unauthenticated
 from spaces_platform.models import Space
@@ -22,11 +24,23 @@ from spaces_platform.models import Space
 if TYPE_CHECKING:
     from spaces_platform.platform import Platform
 
-SESSION_COOKIE = "spaces-session"
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 
 bearer = HTTPBearer(auto_error=False, description="An access token (`hf_…`).")
-cookie = APIKeyCookie(name=SESSION_COOKIE, auto_error=False, description="A browser's session with the platform.")
+
+
+class SessionCookie(APIKeyCookie):
+    """The session of the request's browser."""
+
+    async def __call__(self, request: HTTPConnection) -> str | None:
+        return read_cookie(request, base_url(request, request.app.state.platform.settings))
+
+
+cookie = SessionCookie(
+    name=NAME,
+    auto_error=False,
+    description="A browser's session; over https, `__Host-` stands before its name.",
+)
 
 
 async def get_platform(request: Request) -> Any:  # not a function, for which a thread would be asked

@@ -12,7 +12,6 @@ from starlette.responses import Response
 
 from spaces_platform.accounts import SESSION_SECONDS, Actor
 from spaces_platform.api.deps import (
-    SESSION_COOKIE,
     ActorDep,
     AdminDep,
     BaseDep,
@@ -38,6 +37,7 @@ from spaces_platform.api.schemas import (
     UrlOut,
     UserIn,
 )
+from spaces_platform.api.session_cookie import read_cookie, set_cookie
 from spaces_platform.errors import Forbidden, Invalid, NotFound
 from spaces_platform.models import Account, Membership, Token
 from spaces_platform.secrets import rotate
@@ -168,17 +168,17 @@ def sign_in(body: SessionIn, request: Request, platform: PlatformDep, base: Base
     else:
         raise Invalid("Give a name and a password, or a token.")
     answer = JSONResponse({"name": actor.name, "type": "user"})
-    _give_cookie(answer, platform.accounts.open_session(actor), base)
+    set_cookie(answer, base, platform.accounts.open_session(actor), SESSION_SECONDS)
     return answer
 
 
 @router.delete("/api/platform/session", response_model=Done, summary="Sign out")
-def sign_out(request: Request, actor: ActorDep, platform: PlatformDep) -> Response:
-    value = request.cookies.get(SESSION_COOKIE)
+def sign_out(request: Request, actor: ActorDep, platform: PlatformDep, base: BaseDep) -> Response:
+    value = read_cookie(request, base)
     if value:
         platform.accounts.end_session(value)
     answer = JSONResponse({})
-    answer.delete_cookie(SESSION_COOKIE, path="/")
+    set_cookie(answer, base, "", 0)
     return answer
 
 
@@ -198,15 +198,8 @@ def follow_link(
 ) -> Response:
     session = platform.accounts.exchange_code(code, space_id=None)
     answer = RedirectResponse(local_path(next), 303, {"Cache-Control": "no-store", "Referrer-Policy": "no-referrer"})
-    _give_cookie(answer, session, base)
+    set_cookie(answer, base, session, SESSION_SECONDS)
     return answer
-
-
-def _give_cookie(answer: Response, value: str, base: str) -> None:
-    answer.set_cookie(
-        SESSION_COOKIE, value, max_age=SESSION_SECONDS, path="/", httponly=True, samesite="lax",
-        secure=base.startswith("https:"),
-    )  # fmt: skip
 
 
 def local_path(target: str) -> str:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 from urllib.parse import quote, unquote
 
-from fastapi import Request
 from starlette.convertors import Convertor, register_url_convertor
+from starlette.requests import HTTPConnection
 
 from spaces_platform.settings import Settings
 
@@ -53,7 +53,7 @@ def marked_path(raw: bytes) -> str:
     return "/".join(unquote(part).replace("/", MARK) for part in raw.decode("latin-1").split("/"))
 
 
-def base_url(request: Request, settings: Settings) -> str:
+def base_url(request: HTTPConnection, settings: Settings) -> str:
     """Without a slash at its end. From the request's own host where that is one of the platform's.
 
     huggingface_hub refuses answers whose URLs are not below the endpoint that it called (HfUriError).

@@ -36,7 +36,7 @@ class Credential:
     value: str
 
 
-def credential(request: Request) -> Credential | None:
+def credential(request: Request, *, https: bool = False) -> Credential | None:
     """The strongest credential a request carries; None for a stranger."""
     for header in (request.hub_authorization, request.authorization):
         token = hub_token(header)
@@ -49,7 +49,7 @@ def credential(request: Request) -> Credential | None:
     )
     if sign:
         return _checked("sign", sign.encode("latin-1", "replace"))
-    cookie = cookie_value(request, SESSION_COOKIE)
+    cookie = cookie_value(request, session_name(https))
     return _checked("session", cookie) if cookie else None
 
 
@@ -70,14 +70,19 @@ def local_path(value: str) -> str:
     return value if _LOCAL_PATH.fullmatch(value) else "/"
 
 
-def session_cookie(session: str, max_age: int, *, secure: bool) -> bytes:
+def session_name(https: bool) -> bytes:
+    """Of the cookie. Over https it begins so that browsers take it from this host only (RFC 6265bis, 4.1.3.2)."""
+    return b"__Host-" + SESSION_COOKIE if https else SESSION_COOKIE
+
+
+def session_cookie(session: str, max_age: int, *, secure: bool, https: bool = False) -> bytes:
     """Set-Cookie value; host-only. Raises Unavailable for what cannot be a cookie's value."""
     if not _VALUE.fullmatch(session):
         raise Unavailable("The control plane named a session that cannot be kept in a cookie.")
     # A private Space is shown in a frame on the platform's page, which is another site; browsers take `Secure` from
     # `*.localhost` over plain http as well.
     tail = "; SameSite=None; Secure; Partitioned" if secure else "; SameSite=Lax"
-    return f"{SESSION_COOKIE.decode()}={session}; Path=/; Max-Age={int(max_age)}; HttpOnly{tail}".encode()
+    return f"{session_name(https).decode()}={session}; Path=/; Max-Age={int(max_age)}; HttpOnly{tail}".encode()
 
 
 class Access:

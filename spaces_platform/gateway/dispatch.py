@@ -48,6 +48,7 @@ class Dispatch:
     def __init__(self, gateway: Gateway, access: Access) -> None:
         self._gateway = gateway
         self._access = access
+        self._https = gateway.config.scheme == "https"
         self._hosts: dict[bytes, bytes] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -189,7 +190,7 @@ class Dispatch:
             self._later(client, self._sign_in(client, request, entry))
             return
         if not entry.public:
-            who = credential(request)
+            who = credential(request, https=self._https)
             verdict = None if who is None else self._access.known(entry.space, who)
             if who is None or verdict is False:
                 self._not_found(client, request)
@@ -242,8 +243,8 @@ class Dispatch:
 
     def _give_session(self, client: Client, request: Request, session: tuple[str, int], target: bytes) -> None:
         host = request.host.partition(b":")[0].lower()
-        secure = self._gateway.config.scheme == "https" or host.endswith(b".localhost")
-        cookie = session_cookie(*session, secure=secure)
+        secure = self._https or host.endswith(b".localhost")
+        cookie = session_cookie(*session, secure=secure, https=self._https)
         client.answer(302, [(b"Location", target), (b"Set-Cookie", cookie), _NO_STORE], b"")
 
     def _later(self, client: Client, work: Coroutine[Any, Any, None]) -> None:

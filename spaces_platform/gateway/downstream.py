@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 
 _BUFFER_MAX = 65_536
 """Bytes kept of a visitor whose turn has not come (pipelined requests, the start of a held request's body)."""
+FORGET_COOKIES = (b"Clear-Site-Data", b'"cookies"')
+"""A page can set so many cookies for all names of its site that no request fits any more, not even to the platform, and
+none is left that could remove them. Browsers do, told by this (W3C, Clear Site Data; over https and for localhost)."""
+_AGAIN = b"If cookies were the cause, your browser was told to remove them: load the page again.\n"
 _LINGER_SECONDS = 3.0
 _LINGER_BYTES = 64 << 20
 _BUFFER_FULL, _APP_SLOW = 1, 2
@@ -247,7 +251,10 @@ class Client(asyncio.Protocol):
         self._gateway.refused += 1
         self.keep = False
         self.request = None
-        self.answer(status, [], reason.encode() + b"\n")
+        if status == 431:
+            self.answer(status, [FORGET_COOKIES], reason.encode() + b"\n" + _AGAIN)
+        else:
+            self.answer(status, [], reason.encode() + b"\n")
 
     def answer(
         self, status: int, fields: list[tuple[bytes, bytes]], body: bytes, kind: bytes = b"text/plain; charset=utf-8"

@@ -23,6 +23,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from spaces_platform import __version__
 from spaces_platform.accounts import ANONYMOUS, Actor
+from spaces_platform.api.session_cookie import read_cookie, set_cookie
+from spaces_platform.api.urls import base_url
 from spaces_platform.errors import Forbidden, Invalid, PlatformError, TooLarge, Unauthenticated
 from spaces_platform.web import words
 
@@ -31,7 +33,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-COOKIE = "spaces-session"
 FORM_BYTES = 512 * 1024
 """Largest form: one setting of 64 KiB, URL-encoded, takes at most three times its size."""
 FORM_FIELDS = 50
@@ -136,7 +137,7 @@ class Site:
 
     # --- who ---------------------------------------------------------------------------------------------------------
     def visitor(self, request: Request) -> Visitor:
-        session = request.cookies.get(COOKIE, "")
+        session = read_cookie(request, base_url(request, self.platform.settings))
         if not session:
             return Visitor()
         try:
@@ -165,10 +166,7 @@ class Site:
 
     def cookie(self, request: Request, response: Response, session: str, seconds: int) -> None:
         """Set (or with seconds 0 end) the session's cookie."""
-        secure = urlsplit(self.platform.settings.url).scheme == "https" or request.url.scheme == "https"
-        response.set_cookie(
-            COOKIE, session, max_age=seconds, path="/", httponly=True, samesite="lax", secure=secure
-        )  # fmt: skip
+        set_cookie(response, base_url(request, self.platform.settings), session, seconds)
 
 
 def is_same_origin(headers: Mapping[str, str], hosts: tuple[str, ...]) -> bool:

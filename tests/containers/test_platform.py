@@ -10,6 +10,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ import pytest
 
 from spaces_platform.adapters.docker.volumes import is_attached
 from tests.containers.platforms import PYTHON, ContainerSystem, keeper, python
+from tests.edge import hostile
+from tests.edge.servers import free_port
 from tests.faults import apps
 from tests.faults.system import ROOT, until
 from tests.faults.visitors import Crowd
@@ -35,30 +38,33 @@ CMD ["python3"]
 """
 
 
-@pytest.fixture(scope="module")
-def redis_url() -> Iterator[str]:
+@contextmanager
+def host(engine_url: str, **settings: object) -> Iterator[ContainerSystem]:
+    """A single host of its own, with its Redis."""
     if shutil.which("redis-server") is None:
         pytest.skip("redis-server is not installed (Debian package redis-server)")
-    with tempfile.TemporaryDirectory(prefix="redis-") as folder:
-        server = RedisServer(Path(folder))
-        yield server.url
-        server.kill()
-
-
-@pytest.fixture(scope="module")
-def system(engine_url: str, redis_url: str) -> Iterator[ContainerSystem]:
     if cli(engine_url, "image", "inspect", PYTHON).returncode:
         pytest.skip(f"the engine has no image {PYTHON}: make base-images")
-    with tempfile.TemporaryDirectory(prefix="host-", ignore_cleanup_errors=True) as name:
-        folder = Path(name)
+    with (
+        tempfile.TemporaryDirectory(prefix="redis-") as queue,
+        tempfile.TemporaryDirectory(prefix="host-", ignore_cleanup_errors=True) as name,
+    ):
+        folder, redis = Path(name), RedisServer(Path(queue))
         folder.chmod(0o711)
-        made = ContainerSystem(folder, engine_url, redis_url)
+        made = ContainerSystem(folder, engine_url, redis.url, **settings)
         try:
             made.up()
             yield made
         finally:
             made.down()
             made.remove_all()
+            redis.kill()
+
+
+@pytest.fixture(scope="module")
+def system(engine_url: str) -> Iterator[ContainerSystem]:
+    with host(engine_url) as made:
+        yield made
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +91,18 @@ def test_a_dockerfile_is_pushed_and_served(system: ContainerSystem, app: str) ->
     config = container.attrs["Config"], container.attrs["HostConfig"]
     assert config[0]["User"] == "1000:1000"
     assert (config[1]["ReadonlyRootfs"], config[1]["CapDrop"], config[1]["Privileged"]) == (True, ["ALL"], False)
+
+
+@pytest.mark.browser
+def test_a_hostile_app_has_no_part_in_the_platforms_session(engine_url: str, tmp_path: Path) -> None:
+    """T11."""
+    tls, ask = free_port(), free_port()
+    with host(engine_url, **hostile.settings(tls), tls_ask=f"127.0.0.1:{ask}") as behind:
+        behind.create("evil")
+        behind.push("evil", {**python("evil"), "app.py": hostile.APP})
+        behind.wait_stage("evil", "RUNNING", BUILD_SECONDS)
+        with hostile.front(behind, tmp_path, tls, ask) as it:
+            hostile.attack(it)
 
 
 def test_a_static_site_is_served(system: ContainerSystem) -> None:

@@ -348,6 +348,21 @@ def test_signing_in_sets_a_cookie_for_this_host_only() -> None:
     run(scenario())
 
 
+def test_over_https_a_session_is_taken_from_this_host_alone() -> None:
+    async def scenario() -> None:
+        async with platform(scheme="https") as p:
+            await private(p)
+            p.control.sessions = {"c0de": "sess"}
+            _, fields, _ = await p.get(HOST, "/.spaces/auth?code=c0de&next=/")
+            assert fields["set-cookie"].startswith("__Host-spaces-app-session=sess; Path=/;")
+            assert "Secure" in fields["set-cookie"]
+            assert (await p.get(HOST, "/", "Cookie: __Host-spaces-app-session=sess"))[0] == 200
+            # Any page of the domain can have set this one.
+            assert (await p.get(HOST, "/", "Cookie: spaces-app-session=sess"))[0] == 404
+
+    run(scenario())
+
+
 @pytest.mark.parametrize(
     ("sent", "path"),
     [
