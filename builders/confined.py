@@ -70,7 +70,9 @@ def detect(run_as: Identity | None, hidden: Sequence[Path] = ()) -> Sandbox:
     setpriv = shutil.which("setpriv")
     if setpriv and not _works([setpriv, "--pdeathsig", "KILL", "true"], run_as):
         setpriv = None
-    return Sandbox(run_as, bwrap, setpriv, tuple(path.resolve() for path in hidden))
+    # What lies in somebody's private folder is out of reach already, also for bubblewrap, which would put a lid on it.
+    seen = [path.resolve() for path in hidden if _works(["test", "-d", f"{path}/."], run_as)]
+    return Sandbox(run_as, bwrap, setpriv, tuple(seen))
 
 
 def _works(argv: list[str], run_as: Identity | None) -> bool:

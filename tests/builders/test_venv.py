@@ -432,6 +432,20 @@ def test_a_platform_in_a_private_folder_builds_as_another_user_all_the_same() ->
         assert [str(path) for path in (folder / "builds" / "programs").iterdir()] == [newer.uv] != [str(copy)]
 
 
+def test_a_home_in_a_private_folder_is_out_of_reach_and_hinders_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as name:  # commands have a /tmp of their own
+        folder = Path(name)
+        folder.chmod(0o755)
+        (folder / "private").mkdir(mode=0o700)
+        (folder / "private" / "home").mkdir(mode=0o755)
+        monkeypatch.setenv("HOME", str(folder / "private" / "home"))
+        made = VenvBuilder(folder / "builds", index=index_settings(os.environ), run_as=(65534, 65534))
+        if made.run_as is None:
+            pytest.skip(made.warnings[0])
+        ref = app_with(folder, "return str(os.getuid())", own_py="").build(made).ref
+        assert run_python(made, ref, "import thing; print(thing.OUT)") == "65534"
+
+
 # --- small pure parts ----------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     "text", ["venv:ada/xyz", "oci:ada/" + "0" * 40, "venv:../" + "0" * 40, "venv:a/b/" + "0" * 40, ""]
