@@ -41,12 +41,19 @@ class Browser:
 
     def open(self, url: str) -> str:
         """Go to an address and wait until the page has loaded; why it could not be had, or nothing."""
-        error: str = self.call("Page.navigate", url=url).get("errorText", "")
+        begun = self.call("Page.navigate", url=url)
+        if error := begun.get("errorText"):
+            return str(error)
         end = time.monotonic() + SECONDS
-        while self.ask("document.readyState") != "complete":
+        # The page before answers until the new one is there.
+        while self._loader() != begun["loaderId"] or self.ask("document.readyState") != "complete":
             assert time.monotonic() < end, f"{url} does not load"
             time.sleep(0.05)
-        return error
+        return ""
+
+    def _loader(self) -> str:
+        found: str = self.call("Page.getFrameTree")["frameTree"]["frame"]["loaderId"]
+        return found
 
     def ask(self, expression: str) -> Any:
         """The value of JavaScript in the page, awaited. Raises RuntimeError where it throws."""
