@@ -138,8 +138,7 @@ def attack(it: Front) -> None:
     stolen = it.session_of("mallory")
     resolve = f"--host-resolver-rules=MAP *.{DOMAIN} 127.0.0.1"
     with browser("--ignore-certificate-errors", resolve) as b:
-        b.open(it.sign_in_link())
-        assert b.ask(WHO) == "admin"
+        _sign_in(it, b)
         mine = _session(b)
         assert (mine["secure"], mine["httpOnly"], mine["domain"]) == (True, True, PLATFORM), mine
         _tossed(it, b, stolen, mine["value"])
@@ -163,21 +162,23 @@ def _tossed(it: Front, b: Browser, stolen: str, mine: str) -> None:
     tossed = [c["name"] for c in b.cookies() if c["domain"].endswith(f".{DOMAIN}") and c["value"] == stolen]
     assert "spaces-session" in tossed, "the browser took none, and nothing is shown by this test"
     b.open(it.base)
-    assert b.ask(WHO) == "admin"
+    assert _who(b) == "admin"
     assert _session(b)["value"] == mine
 
 
 def _reached(it: Front, b: Browser) -> None:
     """The app's page neither reads the platform nor acts on it."""
     b.open(it.evil)
-    tried: Mapping[str, Any] = b.ask(REACH % {"base": it.base})
+    tried: dict[str, Any] = {}
+    # The answer to one of the app's own, that it was not broken off.
+    until(lambda: tried.update(b.ask(REACH % {"base": it.base})) or tried["worker"] != "TypeError", "a worker", 20)
     pages = [tried[path] for path in ("/api/whoami-v2", "/settings", "/api/platform/session")]
     assert pages == ["TypeError"] * 3, tried
     assert tried["worker"] == f"{it.evil}/", tried
     assert tried["frame"] is None, tried
-    assert b.frames() == ["chrome-error://chromewebdata/"], b.frames()
+    assert set(b.frames()) == {"chrome-error://chromewebdata/"}, b.frames()
     b.open(it.base)
-    assert b.ask(WHO) == "admin", "the app's page signed its visitor out"
+    assert _who(b) == "admin", "the app's page signed its visitor out"
 
 
 def _fixed(it: Front, b: Browser, stolen: str) -> None:
@@ -185,11 +186,11 @@ def _fixed(it: Front, b: Browser, stolen: str) -> None:
     b.open(it.evil)
     b.ask(TOSS % {"value": stolen, "domain": DOMAIN})
     b.open(it.base)
+    assert _who(b) == "admin"
     gone = b.ask('fetch("/api/platform/session", {method: "DELETE"}).then(a => a.status)')
     assert gone == 200
-    assert b.ask(WHO) == 401
-    b.open(it.sign_in_link())
-    assert b.ask(WHO) == "admin"
+    assert _who(b) == 401
+    _sign_in(it, b)
 
 
 def _flooded(it: Front, b: Browser) -> None:
@@ -199,8 +200,33 @@ def _flooded(it: Front, b: Browser) -> None:
     until(lambda: sum(c["domain"] == f".{DOMAIN}" for c in b.cookies()) >= FLOOD, "the browser to take them all")
     b.open(it.base)
     assert not [c["name"] for c in b.cookies() if c["domain"] == f".{DOMAIN}"], "they are still there"
-    b.open(it.sign_in_link())
-    assert b.ask(WHO) == "admin"
+    _sign_in(it, b)
+
+
+def _sign_in(it: Front, b: Browser) -> None:
+    """As the admin. A link that was followed when the network changed is used up, and another is asked for."""
+
+    def signed_in() -> bool:
+        b.open(it.sign_in_link())
+        return bool(_who(b) == "admin")
+
+    until(signed_in, "the sign-in", 20)
+
+
+def _who(b: Browser) -> Any:
+    """As whom the platform's page knows its visitor, or the status. A container's interface may break a request off."""
+    found: list[Any] = []
+
+    def told() -> bool:
+        try:
+            found.append(b.ask(WHO))
+        except RuntimeError as error:
+            if "Failed to fetch" not in str(error):
+                raise
+        return bool(found)
+
+    until(told, "the platform to say who is signed in", 20)
+    return found[0]
 
 
 def _session(b: Browser) -> Mapping[str, Any]:

@@ -19,6 +19,8 @@ from typing import Any
 import pytest
 
 SECONDS = 60.0
+NETWORK_CHANGED = "ERR_NETWORK_CHANGED"
+"""What a browser says of all that is under way when an interface comes or goes, as those of containers do."""
 _LISTENS = re.compile(r"DevTools listening on (ws://\S+)")
 
 
@@ -40,11 +42,15 @@ class Browser:
         return self._wait(lambda said: said.get("id") == self._number, method)
 
     def open(self, url: str) -> str:
-        """Go to an address and wait until the page has loaded; why it could not be had, or nothing."""
-        begun = self.call("Page.navigate", url=url)
-        if error := begun.get("errorText"):
-            return str(error)
+        """Go to an address and wait until the page has loaded; why it could not be had, or nothing.
+
+        Asked again where the machine's network has just changed.
+        """
         end = time.monotonic() + SECONDS
+        while NETWORK_CHANGED in (error := (begun := self.call("Page.navigate", url=url)).get("errorText", "")):
+            assert time.monotonic() < end, f"{url}: {error}"
+        if error:
+            return str(error)
         # The page before answers until the new one is there.
         while self._loader() != begun["loaderId"] or self.ask("document.readyState") != "complete":
             assert time.monotonic() < end, f"{url} does not load"
